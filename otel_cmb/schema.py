@@ -8,8 +8,20 @@ Timestamps are naive UTC. `JSON` is `json` on PostgreSQL (text is kept as writte
 from __future__ import annotations
 
 from sqlalchemy import (
-    JSON, TIMESTAMP, BigInteger, Column, ForeignKey, ForeignKeyConstraint, Index, Integer, MetaData, PrimaryKeyConstraint,
-    String, Table, Text,
+    JSON,
+    TIMESTAMP,
+    BigInteger,
+    Column,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    text,
 )
 
 __all__ = ["APPLICATION_TABLES", "OWN_PREFIX", "VERSION_TABLE", "metadata"]
@@ -26,6 +38,12 @@ def _run_columns() -> list[Column[str]]:
         Column("run_id", String(36), ForeignKey("workflow_runs.id", ondelete="CASCADE"), nullable=False),
         Column("session_id", String(36), ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
     ]
+
+
+def _step_index(name: str) -> Index:
+    """For the deletion of a step, which looks for its rows; few rows have one, so the index holds only those."""
+    present = text("step_id IS NOT NULL")
+    return Index(name, "step_id", sqlite_where=present, postgresql_where=present)
 
 
 def _node_key(column: str = "node_id") -> ForeignKeyConstraint:
@@ -154,6 +172,7 @@ execution_events = Table(
     Index("idx_events_type_subtype", "event_type", "event_subtype"),
     Index("idx_events_session_timestamp", "session_id", "timestamp"),
     Index("idx_events_parent", "parent_event_id"),
+    _step_index("ix_events_step"),
 )
 
 files = Table(
@@ -171,6 +190,7 @@ files = Table(
     _node_key(),
     Index("idx_files_run_type", "run_id", "file_type"),
     Index("idx_files_event", "event_id"),
+    _step_index("ix_files_step"),
 )
 
 messages = Table(
@@ -189,6 +209,7 @@ messages = Table(
     _node_key(),
     Index("idx_messages_run_timestamp", "run_id", "timestamp"),
     Index("idx_messages_event", "event_id"),
+    _step_index("ix_messages_step"),
 )
 
 # What otel-cmb keeps for itself, in an owned database only.
@@ -210,7 +231,7 @@ span_skeletons = Table(
 traces = Table(
     "otel_cmb_traces", metadata,
     Column("trace_id", String(32), primary_key=True),
-    Column("writer", String(40), nullable=False, comment="who wrote this trace last: a cache of it elsewhere is stale"),
+    Column("writer", String(40), nullable=False, comment="who wrote it last: caches elsewhere are stale"),
     Column("start_ns", BigInteger, nullable=False),
     Column("end_ns", BigInteger, nullable=False),
     Index("ix_otel_cmb_traces_start", "start_ns"),
