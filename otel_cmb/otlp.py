@@ -6,7 +6,7 @@ Pure: no clock, no I/O.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -14,12 +14,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from otel_cmb.event import Span
 from otel_cmb.otlp_clean import MAX_DEPTH, Decoded, MalformedError, SpanContent
 from otel_cmb.otlp_json import attributes_of, decode_json, json_from_spans, json_span, json_value, value_of
+from otel_cmb.otlp_logs import log_records_from_json, log_records_from_request
 from otel_cmb.otlp_proto import count_spans, decode_request, fill_span, request_from_spans, set_attributes, set_value
 
 __all__ = [
     "MAX_DEPTH", "Decoded", "MalformedError", "SpanContent", "attributes_of", "count_spans", "decode", "decode_json",
-    "fill_span", "json_from_spans", "json_span", "json_value", "request_from_spans", "set_attributes", "set_value",
-    "spans_from_json", "spans_from_request", "value_of",
+    "fill_span", "json_from_spans", "json_span", "json_value", "log_records_from_json", "log_records_from_request",
+    "request_from_spans", "set_attributes", "set_value", "spans_from_json", "spans_from_request", "value_of",
 ]
 
 
@@ -42,10 +43,3 @@ def spans_from_request(request: ExportTraceServiceRequest) -> Iterator[Span]:
 def spans_from_json(body: Any) -> Iterator[Span]:
     """The usable spans of an OTLP/JSON request; those without usable ids are left out (:func:`decode` names them)."""
     return iter(decode_json(body).spans)
-
-
-def span_line(spans: Iterable[Span]) -> bytes:
-    """One line of JSON (without the newline) as the Collector's file exporter writes it."""
-    import orjson
-
-    return orjson.dumps(json_from_spans(spans))

@@ -1,7 +1,8 @@
 """OTLP/JSON (opentelemetry-proto v1.11.0, docs/specification.md "JSON Protobuf Encoding") to spans and back.
 
 Ids are hex (base64 with padding, as a plain protobuf JSON writer makes it, is read too), enums integers or names,
-64-bit integers strings or numbers, bytes base64; unknown fields are ignored. Values of the wrong JSON type are left out.
+64-bit integers strings or numbers, bytes base64; unknown fields are ignored. Values of the wrong
+JSON type are left out.
 """
 
 from __future__ import annotations
@@ -67,6 +68,16 @@ def _list(value: Any) -> list[Any]:
 
 def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def items_of(message: Any, key: str) -> list[Any]:
+    """The list under `key` of a JSON object; empty where there is none."""
+    return _list(_dict(message).get(key))
+
+
+def time_of(value: Any) -> int:
+    """Nanoseconds of a JSON number or string; 0 where it is none."""
+    return min(_whole(value), MAX_TIME_NS)
 
 
 def hex_id(value: Any, digits: int) -> str:
