@@ -21,16 +21,17 @@ from urllib.parse import quote as quote_path
 import orjson
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
 from otel_cmb.config import Settings, safe_url
-from otel_cmb.errors import DatabaseURLError
+from otel_cmb.errors import ConfigurationError, DatabaseUnavailableError, DatabaseURLError
 from otel_cmb.faults import Fault, Verdict, classify
 
 __all__ = [
-    "POSTGRESQL", "SQLITE", "Fault", "Verdict", "begin_read", "begin_write", "check_url", "classify", "identifier",
-    "in_list", "insert_sql", "list_param", "lock_mode", "lock_runs", "make_engine", "mark", "qualified", "timestamp",
-    "timestamp_ns", "update_sql",
+    "POSTGRESQL", "SQLITE", "Fault", "Verdict", "begin_read", "begin_write", "check_url", "classify", "connect",
+    "identifier", "in_list", "insert_sql", "list_param", "lock_mode", "lock_runs", "make_engine", "mark", "qualified",
+    "timestamp", "timestamp_ns", "update_sql",
 ]
 
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
@@ -196,12 +197,29 @@ def _postgresql_engine(url: URL, settings: Settings) -> Engine:
     if url.drivername.endswith("+psycopg"):
         # A prepared statement lives in a session; behind pgbouncer in transaction mode there is no session.
         arguments["prepare_threshold"] = None
-    return create_engine(
+    engine = create_engine(
         url, connect_args=arguments, poolclass=QueuePool, pool_size=2, max_overflow=8, pool_pre_ping=True,
         pool_recycle=1800, pool_timeout=settings.connect_timeout, use_native_hstore=False,
         # Under REPEATABLE READ the snapshot would be older than the lock we waited for. Sent with each BEGIN.
         isolation_level="READ COMMITTED",
     )
+    _accept_any_version(engine)
+    return engine
+
+
+def _accept_any_version(engine: Engine) -> None:
+    """SQLAlchemy stops at a version text it does not know; engines that only speak PostgreSQL count as 14."""
+    dialect: Any = engine.dialect
+    known = dialect._get_server_version_info
+
+    def version(connection: Connection) -> tuple[int, ...]:
+        try:
+            found: tuple[int, ...] = known(connection)
+        except AssertionError:
+            return (14,)
+        return found
+
+    dialect._get_server_version_info = version
 
 
 _inherited: list[Any] = []
@@ -219,6 +237,19 @@ def _refuse_inherited_connections(engine: Engine) -> None:
             _inherited.append(connection)
             record.dbapi_connection = proxy.dbapi_connection = None
             raise DisconnectionError("this connection belongs to the parent process")
+
+
+def connect(engine: Engine) -> Connection:
+    """A connection, or one clear error: :class:`DatabaseUnavailableError` for an outage,
+    :class:`ConfigurationError` where trying again would not help (wrong password, no such database)."""
+    try:
+        return engine.connect()
+    except (DBAPIError, PoolTimeout) as error:
+        fault, reason = classify(error)
+        message = f"{safe_url(engine.url.render_as_string(hide_password=True))}: {reason}"
+        if fault is Fault.OUTAGE:
+            raise DatabaseUnavailableError(message) from error
+        raise ConfigurationError(message) from error
 
 
 # -- transactions and locks ---------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def _upgrade(connection: Connection, schema: str | None) -> None:
     in_the_way = {table.name for table in APPLICATION_TABLES} & table_names(connection, schema)
     if revision is None and in_the_way:
         raise SchemaError(
-            f"tables that otel-cmb did not make are in the way: {', '.join(sorted(in_the_way))}; name an empty database "
+            f"tables not made by otel-cmb are in the way: {', '.join(sorted(in_the_way))}; use an empty database "
             "or another schema, or check whether otel-cmb can use them as they are with `otel-cmb db check`"
         )
     _run_alembic(connection)
