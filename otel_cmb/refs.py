@@ -1,0 +1,224 @@
+"""Attributes whose value is already in the row are not stored twice: their place is.
+
+A reference (`meta.otel.refs[key]`) is one of
+
+* a path: `"inputs.message"` is `row["inputs"]["message"]`, `"@input.value"` is that attribute of the row's first span;
+* `{"json": style, "value": template}`: a JSON text, written in `style` from the template;
+* `{"value": template}`: a list or an object.
+
+In a template `{"$": path}` stands for the value at a path, `{"$json": [style, template]}` for a JSON text within. A
+reference is used only after it gave back exactly the value it stands for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+__all__ = ["Places", "pack", "restore"]
+
+_MIN_TEXT = 24
+"""A reference costs about as much as a text of this length."""
+_MIN_JSON = 48
+_MAX_NODES = 512
+_MAX_DEPTH = 8
+
+_STYLES: dict[str, dict[str, Any]] = {
+    "compact-ascii": {"separators": (",", ":")},
+    "spaced": {"ensure_ascii": False},
+    "spaced-ascii": {},
+    "indent": {"ensure_ascii": False, "indent": 2},
+    "indent-ascii": {"indent": 2},
+}
+
+
+def _write(value: Any, style: str) -> str:
+    if style == "compact":
+        return orjson.dumps(value).decode()
+    return json.dumps(value, **_STYLES[style])
+
+
+def _style(text: str) -> str:
+    """The style a JSON text seems to be written in."""
+    ascii_only = "\\u" in text
+    if "\n" in text[:3]:
+        return "indent-ascii" if ascii_only else "indent"
+    if '": ' in text or '", "' in text or "}, {" in text:
+        return "spaced-ascii" if ascii_only else "spaced"
+    return "compact-ascii" if ascii_only else "compact"
+
+
+class Places:
+    """What texts and containers a row holds, and where."""
+
+    __slots__ = ("containers", "nodes", "texts")
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+        self.containers: dict[bytes, str] = {}
+        self.nodes = 0
+
+    def add(self, path: str, value: Any, depth: int = 0) -> None:
+        """Remember `value` and what is in it as being at `path`."""
+        kind = type(value)
+        if kind is str:
+            if len(value) >= _MIN_TEXT:
+                self.texts.setdefault(value, path)
+            return
+        if (kind is not dict and kind is not list) or depth > _MAX_DEPTH or self.nodes > _MAX_NODES:
+            return
+        self.nodes += len(value)
+        if depth == 1:
+            self._add_container(path, value)
+        if kind is dict:
+            for key, item in value.items():
+                if "." not in key:
+                    self.add(f"{path}.{key}", item, depth + 1)
+        else:
+            for n, item in enumerate(value):
+                self.add(f"{path}.{n}", item, depth + 1)
+
+    def _add_container(self, path: str, value: Any) -> None:
+        try:
+            data = orjson.dumps(value)
+        except orjson.JSONEncodeError:
+            return
+        if len(data) >= _MIN_TEXT and b"null" not in data:
+            self.containers.setdefault(data, path)
+
+
+class _Unusable(Exception):  # noqa: N818 - a way out of the recursion
+    pass
+
+
+def pack(attributes: dict[str, Any], places: Places, *, own: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The attributes to store as they are, and the references for the others. With `own`, long texts that stay become
+    places themselves (`@key`)."""
+    refs: dict[str, Any] = {}
+    texts = places.texts
+    for key, value in attributes.items():
+        kind = type(value)
+        if kind is str:
+            if len(value) < _MIN_TEXT:
+                continue
+            path = texts.get(value)
+            if path is not None:
+                refs[key] = path
+                continue
+            if len(value) >= _MIN_JSON and value[0] in "[{":
+                reference = _json_reference(value, places)
+                if reference is not None:
+                    refs[key] = reference
+                    continue
+            if own:
+                texts[value] = "@" + key
+        elif (kind is list or kind is dict) and value:
+            template = _template_of(value, places)
+            if template is not None:
+                refs[key] = {"value": template}
+    if not refs:
+        return attributes, refs
+    return {key: value for key, value in attributes.items() if key not in refs}, refs
+
+
+def _json_reference(text: str, places: Places) -> dict[str, Any] | None:
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    template = _template_of(value, places)
+    if template is None:
+        return None
+    style = _style(text)
+    if _write(value, style) != text:
+        return None
+    return {"json": style, "value": template}
+
+
+def _template_of(value: Any, places: Places) -> Any | None:
+    """A template that stands for `value`, or `None` when the row holds nothing of it."""
+    if type(value) not in (list, dict):
+        return None
+    try:
+        data = orjson.dumps(value) if places.containers else b""
+        path = places.containers.get(data)
+        if path is not None:
+            return {"$": path}
+        template, found = _fill(value, places, 0)
+    except (_Unusable, orjson.JSONEncodeError):
+        return None
+    return template if found else None
+
+
+def _fill(value: Any, places: Places, depth: int) -> tuple[Any, bool]:
+    kind = type(value)
+    if kind is str:
+        if len(value) < _MIN_TEXT:
+            return value, False
+        path = places.texts.get(value)
+        if path is not None:
+            return {"$": path}, True
+        if len(value) >= _MIN_JSON and value[0] in "[{":
+            inner = _json_reference(value, places)
+            if inner is not None:
+                return {"$json": [inner["json"], inner["value"]]}, True
+        return value, False
+    if kind is not dict and kind is not list:
+        return value, False
+    if depth > _MAX_DEPTH:
+        raise _Unusable
+    found = False
+    if kind is list:
+        items = []
+        for item in value:
+            filled, inside = _fill(item, places, depth + 1)
+            items.append(filled)
+            found = found or inside
+        return items, found
+    result = {}
+    for key, item in value.items():
+        if key[:1] == "$":
+            raise _Unusable
+        result[key], inside = _fill(item, places, depth + 1)
+        found = found or inside
+    return result, found
+
+
+def restore(reference: Any, row: Mapping[str, Any], attributes: Mapping[str, Any]) -> Any:
+    """The value a reference stands for. `attributes` are those of the row's first span that are stored as they are.
+
+    A place that is gone (somebody else changed the row) gives a text that says so, so that the rest can still be read.
+    """
+    if isinstance(reference, str):
+        return _at(reference, row, attributes)
+    value = _expand(reference["value"], row, attributes)
+    return _write(value, reference["json"]) if "json" in reference else value
+
+
+def _expand(template: Any, row: Mapping[str, Any], attributes: Mapping[str, Any]) -> Any:
+    if type(template) is list:
+        return [_expand(item, row, attributes) for item in template]
+    if type(template) is not dict:
+        return template
+    if len(template) == 1:
+        key, inner = next(iter(template.items()))
+        if key == "$":
+            return _at(inner, row, attributes)
+        if key == "$json":
+            return _write(_expand(inner[1], row, attributes), inner[0])
+    return {key: _expand(item, row, attributes) for key, item in template.items()}
+
+
+def _at(path: str, row: Mapping[str, Any], attributes: Mapping[str, Any]) -> Any:
+    try:
+        if path[0] == "@":
+            return attributes[path[1:]]
+        value: Any = row
+        for part in path.split("."):
+            value = value[int(part)] if type(value) is list else value[part]
+    except (LookupError, TypeError, ValueError):
+        return f"…[missing: {path} is no longer in the row]"
+    return value
