@@ -1,0 +1,156 @@
+"""OTLP over gRPC.
+
+On `grpc.aio`, because a thread pool's worker would wait for a slow client's message. The methods are registered as
+stream-unary with raw bytes (the same on the wire): so the token is checked and a place found *before* the message is
+received, the receiving has a deadline, and parsing happens in our threads. gRPC's own decompression is off because it
+has no limit on the size it produces; a compressed message reaches us as it was sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from otel_cmb.errors import ConfigurationError
+from otel_cmb.receiver.answers import Answer, response_of, trailers_of
+from otel_cmb.receiver.house import House
+from otel_cmb.receiver.settings import Address, ServeSettings
+
+__all__ = ["GrpcDoor", "server_credentials", "server_options"]
+
+_LOG = logging.getLogger("otel_cmb.receiver")
+SERVICES = {
+    "traces": "opentelemetry.proto.collector.trace.v1.TraceService",
+    "logs": "opentelemetry.proto.collector.logs.v1.LogsService",
+}
+RUN_ID = "x-cmb-run-id"
+
+
+def server_options(settings: ServeSettings) -> list[tuple[str, Any]]:
+    """Channel arguments: limits of one connection, and pings that find half-open ones."""
+    return [
+        ("grpc.max_receive_message_length", settings.max_bytes),
+        ("grpc.per_message_decompression", 0),
+        ("grpc.max_concurrent_streams", 128),
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.max_connection_idle_ms", 600_000),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+    ]
+
+
+def server_credentials(settings: ServeSettings) -> Any:
+    """TLS for a gRPC server, mutual when a client CA is set; `None` without a certificate."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+
+    def read(path: str) -> bytes:
+        with open(path, "rb") as file:
+            return file.read()
+
+    client_ca = read(settings.tls_client_ca) if settings.tls_client_ca else None
+    return grpc.ssl_server_credentials(
+        [(read(settings.tls_key), read(settings.tls_cert))], client_ca, require_client_auth=client_ca is not None
+    )
+
+
+def add_port(server: Any, address: Address, settings: ServeSettings, flag: str) -> Address:
+    """Bind; the address with the port that was picked. Raises :class:`ConfigurationError` when it is taken."""
+    credentials = server_credentials(settings)
+    try:
+        port = (
+            server.add_insecure_port(str(address)) if credentials is None
+            else server.add_secure_port(str(address), credentials)
+        )
+    except RuntimeError as error:
+        raise ConfigurationError(f"{flag} {address}: cannot listen there ({error}); is it in use?") from error
+    if not port:
+        raise ConfigurationError(f"{flag} {address}: cannot listen there; is it in use?")
+    return Address(address.host, port)
+
+
+def _encoding(body: bytes) -> str:
+    """How a message is compressed. gRPC keeps its `grpc-encoding` header to itself, but neither magic number can begin
+    an OTLP request: 0x1f is a tag of wire type 7, and 0x78 one of field 15, which no request has."""
+    if body[:2] == b"\x1f\x8b":
+        return "gzip"
+    if body[:1] == b"\x78":
+        return "deflate"
+    return "identity"
+
+
+class GrpcDoor:
+    """The gRPC server of a receiver."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._server = grpc.aio.server(options=server_options(house.settings))
+        self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined, unused-ignore]
+        for signal, service in SERVICES.items():
+            handler = grpc.stream_unary_rpc_method_handler(self._exporter(signal))
+            self._server.add_generic_rpc_handlers(
+                (grpc.method_handlers_generic_handler(service, {"Export": handler}),)
+            )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+
+    def _exporter(self, signal: str) -> Callable[[Any, Any], Awaitable[bytes]]:
+        async def export(_: Any, context: Any) -> bytes:
+            answer = await self._answer(signal, context)
+            if answer is None:
+                return b""
+            if answer.situation == "ok":
+                data: bytes = response_of(answer, signal).SerializeToString()
+                return data
+            code = getattr(grpc.StatusCode, answer.row.grpc)
+            await context.abort(code, answer.text, trailing_metadata=trailers_of(answer))
+            raise AssertionError("unreachable")
+
+        return export
+
+    async def _answer(self, signal: str, context: Any) -> Answer | None:
+        """`None`: the client is gone, or gRPC has already answered (message too large)."""
+        house = self._house
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        caller = house.caller(metadata.get("authorization"), metadata.get(RUN_ID))
+        if caller is None:
+            return house.say("grpc", signal, "unauthenticated", "a valid bearer token is needed")
+        if house.draining:
+            return house.say("grpc", signal, "unavailable", "the server is shutting down")
+        if not house.reading.enter():
+            return house.say("grpc", signal, "overloaded", "too many requests at once")
+        size, timeout = 0, house.settings.read_timeout
+        try:
+            body = await asyncio.wait_for(context.read(), timeout)
+            if not isinstance(body, bytes):
+                return None
+            size = len(body)
+            if not house.reading.add(size):
+                return house.say("grpc", signal, "overloaded", "too many requests at once")
+            return await house.work("grpc", signal, body, caller, encoding=_encoding(body))
+        except asyncio.TimeoutError:
+            return house.say("grpc", signal, "slow", f"the message did not arrive within {timeout:g} s")
+        finally:
+            house.reading.leave(size)
+
+    async def start(self, address: Address) -> Address:
+        """Listen; returns the address with the port that was picked."""
+        bound = add_port(self._server, address, self._house.settings, "--grpc")
+        await self._server.start()
+        for name in ("", *SERVICES.values()):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return bound
+
+    async def stop(self, grace: float) -> None:
+        """Take no new calls, let the running ones end within `grace` seconds, then cancel them."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace)

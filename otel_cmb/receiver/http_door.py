@@ -1,0 +1,278 @@
+"""OTLP over HTTP, health and metrics; other pages (the web page, Jaeger's query API) are mounted beside them.
+
+Starlette on uvicorn. Bodies are read under a deadline and a size limit by the event loop; no thread waits for a client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from otel_cmb.errors import ConfigurationError
+from otel_cmb.receiver.answers import Answer, body_of
+from otel_cmb.receiver.grpc_door import RUN_ID
+from otel_cmb.receiver.house import House
+from otel_cmb.receiver.metrics import CONTENT_TYPE, render
+from otel_cmb.receiver.settings import Address, ServeSettings
+
+__all__ = ["HttpDoor"]
+
+PROTOBUF, JSON = "application/x-protobuf", "application/json"
+FORMS = {PROTOBUF: False, "application/protobuf": False, JSON: True}
+ENCODINGS = {"": "identity", "identity": "identity", "gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
+DISCARD_BYTES, DISCARD_SECONDS = 256 * 1_048_576, 10.0
+"""How much of a body is read and thrown away after its answer is known: a client that is still sending when the
+connection closes sees a reset instead of the answer."""
+IDLE_SECONDS = 60
+HEADER_SECONDS = 10
+"""How long a connection may take to send the head of a request."""
+
+
+class _Respond(Exception):  # noqa: N818  (control flow inside this module)
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+
+
+class HttpDoor:
+    """The HTTP server of a receiver."""
+
+    def __init__(self, house: House, extra: Sequence[BaseRoute] = ()) -> None:
+        self._house = house
+        settings = house.settings
+        routes: list[BaseRoute] = [
+            Route("/v1/traces", self._traces, methods=["POST"]),
+            Route("/v1/logs", self._logs, methods=["POST"]),
+            Route("/healthz", self._healthz),
+            Route("/readyz", self._readyz),
+            Route("/metrics", self._metrics),
+            *extra,
+        ]
+        config = uvicorn.Config(
+            Starlette(routes=routes), http=_protocol(settings), ws="none", lifespan="off", log_config=None,
+            access_log=False, server_header=False, timeout_keep_alive=IDLE_SECONDS,
+            timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+            ssl_certfile=settings.tls_cert, ssl_keyfile=settings.tls_key, ssl_ca_certs=settings.tls_client_ca,
+            ssl_cert_reqs=ssl.CERT_REQUIRED if settings.tls_client_ca else ssl.CERT_NONE,
+        )
+        config.load()
+        if config.ssl is not None:
+            config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._server = _Server(config)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self, address: Address) -> Address:
+        """Listen; returns the address with the port that was picked."""
+        listener = _listen(address)
+        bound = Address(address.host, listener.getsockname()[1])
+        self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
+        while not self._server.started and not self._task.done():
+            await asyncio.sleep(0.005)
+        if self._task.done():
+            self._task.result()
+        return bound
+
+    async def stop(self) -> None:
+        """Take no new connections and let the running requests end, bounded by the drain timeout."""
+        self._server.should_exit = True
+        if self._task is not None:
+            await self._task
+
+    async def _traces(self, request: Request) -> Response:
+        return await self._export(request, "traces")
+
+    async def _logs(self, request: Request) -> Response:
+        return await self._export(request, "logs")
+
+    async def _export(self, request: Request, signal: str) -> Response:
+        house = self._house
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        as_json = FORMS.get(media_type, True)
+        if not house.reading.enter():
+            return await self._turn_away(request, house.say("http", signal, "overloaded", "too many requests"), as_json)
+        body = bytearray()
+        try:
+            encoding = self._head(request, signal, media_type)
+            caller = house.caller(request.headers.get("authorization"), request.headers.get(RUN_ID))
+            if caller is None:
+                raise _Respond(house.say("http", signal, "unauthenticated", "a valid bearer token is needed"))
+            await self._read(request, signal, body)
+            answer = await house.work("http", signal, bytes(body), caller, as_json=as_json, encoding=encoding)
+        except _Respond as early:
+            return await self._turn_away(request, early.answer, as_json)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        finally:
+            house.reading.leave(len(body))
+        return _response(answer, signal, as_json)
+
+    def _head(self, request: Request, signal: str, media_type: str) -> str:
+        """The content encoding; whatever the head alone forbids ends here, before the body is read."""
+        house = self._house
+        if house.draining:
+            raise _Respond(house.say("http", signal, "unavailable", "the server is shutting down"))
+        if media_type not in FORMS:
+            found = f"content type {media_type!r}, expected {PROTOBUF} or {JSON}"
+            raise _Respond(house.say("http", signal, "media_type", f"found {found}"))
+        encoding = ENCODINGS.get(request.headers.get("content-encoding", "").strip().lower())
+        if encoding is None:
+            found = request.headers.get("content-encoding", "")[:40]
+            raise _Respond(
+                house.say("http", signal, "media_type", f"found content encoding {found!r}, expected gzip or identity")
+            )
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > house.settings.max_bytes:
+            raise _Respond(house.say("http", signal, "too_large", self._too_large(int(length))))
+        return encoding
+
+    def _too_large(self, size: int) -> str:
+        return f"{size} bytes or more, the limit is {self._house.settings.max_bytes}; send smaller requests"
+
+    async def _read(self, request: Request, signal: str, body: bytearray) -> None:
+        house, timeout = self._house, self._house.settings.read_timeout
+
+        async def receive() -> None:
+            async for chunk in request.stream():
+                body.extend(chunk)
+                if not house.reading.add(len(chunk)):
+                    raise _Respond(house.say("http", signal, "overloaded", "too many bytes at once"))
+                if len(body) > house.settings.max_bytes:
+                    raise _Respond(house.say("http", signal, "too_large", self._too_large(len(body))))
+
+        try:
+            await asyncio.wait_for(receive(), timeout)
+        except asyncio.TimeoutError:
+            answer = house.say("http", signal, "slow", f"the body did not arrive within {timeout:g} s")
+            raise _Respond(answer) from None
+
+    async def _turn_away(self, request: Request, answer: Answer, as_json: bool) -> Response:
+        """The answer to a request whose body was not read to its end; the connection closes after it."""
+        waits = request.headers.get("expect", "").lower() == "100-continue"
+        if not waits and answer.situation != "slow":
+            with contextlib.suppress(asyncio.TimeoutError, ClientDisconnect):
+                await asyncio.wait_for(_discard(request), DISCARD_SECONDS)
+        response = _response(answer, "traces", as_json)
+        response.headers["connection"] = "close"
+        return response
+
+    async def _healthz(self, _: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def _readyz(self, _: Request) -> Response:
+        if self._house.draining:
+            return PlainTextResponse("shutting down\n", status_code=503, headers={"retry-after": "1"})
+        return PlainTextResponse("ready\n")
+
+    async def _metrics(self, request: Request) -> Response:
+        house = self._house
+        if house.caller(request.headers.get("authorization"), None) is None:
+            return _response(Answer("unauthenticated", "a valid bearer token is needed"), "traces", as_json=True)
+        text = await asyncio.get_running_loop().run_in_executor(None, render, house)
+        return Response(text, media_type=CONTENT_TYPE)
+
+
+def _response(answer: Answer, signal: str, as_json: bool) -> Response:
+    headers = {}
+    if answer.row.retry:
+        headers["retry-after"] = str(answer.retry_after)
+    if answer.situation == "unauthenticated":
+        headers["www-authenticate"] = "Bearer"
+    return Response(
+        body_of(answer, signal, as_json), answer.row.http, headers, media_type=JSON if as_json else PROTOBUF
+    )
+
+
+async def _discard(request: Request) -> None:
+    size = 0
+    while size < DISCARD_BYTES:
+        message = await request.receive()
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return
+        size += len(message.get("body", b""))
+
+
+def _listen(address: Address) -> socket.socket:
+    """A listening socket. Raises :class:`ConfigurationError` when the address is taken or not ours."""
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigurationError(f"--http {address}: no such address here: {error}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(target)
+        listener.listen(1024)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"--http {address}: cannot listen there ({error.strerror}); is it in use?"
+        ) from error
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: the receiver has one way to stop, for both doors."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def _protocol(settings: ServeSettings) -> type[H11Protocol]:
+    """uvicorn's HTTP/1.1, with what it lacks against half-open connections and slow heads: a limit on open connections,
+    TCP keep-alive, and a deadline for the head of each request."""
+
+    class Guarded(H11Protocol):
+        _watch: asyncio.TimerHandle | None = None
+        _since: float | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > settings.max_connections:
+                transport.abort()
+                return
+            peer = transport.get_extra_info("socket")
+            if peer is not None:
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self._since = self.loop.time()
+            self._look_again()
+
+        def data_received(self, data: bytes) -> None:
+            if self._since is None and self._idle():
+                self._since = self.loop.time()
+            super().data_received(data)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._watch is not None:
+                self._watch.cancel()
+            super().connection_lost(exc)
+
+        def _idle(self) -> bool:
+            """No request is being received, worked on or answered."""
+            return self.cycle is None or self.cycle.response_complete
+
+        def _look_again(self) -> None:
+            self._watch = self.loop.call_later(HEADER_SECONDS / 2, self._look)
+
+        def _look(self) -> None:
+            if not self._idle():
+                self._since = None
+            elif self._since is not None and self.loop.time() - self._since > HEADER_SECONDS:
+                self.transport.abort()
+                return
+            self._look_again()
+
+    return Guarded

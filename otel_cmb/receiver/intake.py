@@ -1,0 +1,262 @@
+"""A request's bytes to spans to the pipeline to an answer. Knows no transport; runs in a worker thread."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from threading import BoundedSemaphore, Lock
+from typing import Any, Protocol
+
+import orjson
+from google.protobuf.message import Message
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from otel_cmb.errors import CMBError, JournalError
+from otel_cmb.event import Span
+from otel_cmb.otlp import (
+    Decoded,
+    MalformedError,
+    SpanContent,
+    count_spans,
+    decode,
+    log_records_from_json,
+    log_records_from_request,
+)
+from otel_cmb.otlp_wire import TooManyPartsError, check_parts, parse
+from otel_cmb.receiver.answers import Answer
+from otel_cmb.receiver.gate import Budget
+from otel_cmb.receiver.tokens import Caller
+
+__all__ = ["Intake", "Limits", "Pipeline", "inflate"]
+
+_LOG = logging.getLogger("otel_cmb.receiver")
+MIB = 1_048_576
+LARGE = 2 * MIB
+"""Above this size the number of messages is checked before parsing; below it the parser's memory is small enough."""
+MAX_GZIP_MEMBERS = 64
+MAX_RUN_ID = 255
+DECODERS = 2
+"""Requests decoded at once: decoding holds the interpreter, more at once only takes more memory."""
+WBITS = {"gzip": 31, "deflate": 15}
+
+
+class TooLargeError(ValueError):
+    """More bytes, spans or parts than the limits allow."""
+
+
+class Pipeline(Protocol):
+    """What the receiver asks of :class:`otel_cmb.pipeline.Pipeline`."""
+
+    def accept(self, spans: list[Span]) -> Any: ...
+    def accept_logs(self, records: list[SpanContent]) -> Any: ...
+    def sync(self) -> None: ...
+    def stats(self) -> Any: ...
+
+
+class Limits:
+    """The limits of one request."""
+
+    def __init__(self, max_bytes: int = 64 * MIB, max_spans: int = 100_000, max_parts: int = 2_000_000) -> None:
+        self.max_bytes = max_bytes
+        self.max_spans = max_spans
+        self.max_parts = max_parts
+
+
+def inflate(data: bytes, encoding: str, limit: int) -> bytes:
+    """The decompressed body, never more than `limit` bytes of it in memory.
+
+    Raises :class:`MalformedError` for bytes that are no such stream, :class:`TooLargeError` beyond the limit.
+    """
+    pieces: list[bytes] = []
+    total = members = 0
+    while data:
+        members += 1
+        if members > MAX_GZIP_MEMBERS:
+            raise MalformedError(f"more than {MAX_GZIP_MEMBERS} {encoding} members in one body")
+        stream = zlib.decompressobj(WBITS[encoding])
+        try:
+            piece = stream.decompress(data, limit - total + 1)
+        except zlib.error as error:
+            raise MalformedError(f"the body is not {encoding}: {error}") from error
+        total += len(piece)
+        if total > limit:
+            raise TooLargeError(f"more than {limit} bytes after decompression")
+        if not stream.eof:
+            raise MalformedError(f"the {encoding} body ends too early")
+        pieces.append(piece)
+        data = stream.unused_data.lstrip(b"\0")
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _read_json(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        # NaN and lone surrogates, which Python programs write and orjson refuses
+        return json.loads(body.decode("utf-8", "replace"))
+    except (ValueError, RecursionError) as error:
+        raise MalformedError(f"the body is not JSON: {error}") from error
+
+
+class Intake:
+    """Takes requests and answers when their spans are safe.
+
+    `answer_timeout`: seconds a request waits for its commit; what is still pending then is fsynced in the journal and
+    the answer is OK. `closing` answers everything with "unavailable".
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, limits: Limits, *, answer_timeout: float = 5.0, budget_bytes: int = 256 * MIB,
+        fail_on_missing_run: bool = False, clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.pipeline = pipeline
+        self.limits = limits
+        self.closing = False
+        self.requests: Counter[tuple[str, str, str]] = Counter()
+        """(door, signal, situation) -> requests"""
+        self.rejected_spans = 0
+        """Spans without usable ids: answered by `partial_success`, never seen by the pipeline."""
+        self.budget = Budget(budget_bytes)
+        self._answer_timeout = answer_timeout
+        self._fail_on_missing_run = fail_on_missing_run
+        self._clock = clock
+        self._decoders = BoundedSemaphore(DECODERS)
+        self._lock = Lock()
+
+    def count(self, door: str, signal: str, answer: Answer) -> Answer:
+        """Count an answer that never reached :meth:`take`, and give it back."""
+        with self._lock:
+            self.requests[door, signal, answer.situation] += 1
+            if signal == "traces" and answer.situation == "ok":
+                self.rejected_spans += answer.rejected
+        return answer
+
+    def take(
+        self, door: str, signal: str, body: bytes, *, as_json: bool = False, encoding: str = "identity",
+        caller: Caller = Caller(),  # noqa: B008  (frozen)
+    ) -> Answer:
+        """The answer to one request. Never raises; a bug of ours is logged with its traceback and answered as such."""
+        try:
+            answer = self._take(signal, body, as_json, encoding, caller)
+        except TooLargeError as error:
+            answer = Answer("too_large", f"{error}; send smaller requests")
+        except TooManyPartsError as error:
+            answer = Answer("too_large", f"{error}; send smaller requests")
+        except MalformedError as error:
+            answer = Answer("malformed", str(error), violations=[str(error)])
+        except (JournalError, CMBError, OSError) as error:
+            _LOG.error("cannot take spans: %s", error)
+            answer = Answer("unavailable", f"cannot take spans now: {error}", retry_after=5)
+        except MemoryError:
+            answer = Answer("overloaded", "not enough memory for this request now", retry_after=5)
+        except Exception as error:  # noqa: BLE001  (the sender must get an answer; nothing was acknowledged)
+            _LOG.exception("a %s request failed in the server", signal)
+            answer = Answer("internal", f"the server failed on this request: {type(error).__name__}")
+        return self.count(door, signal, answer)
+
+    def _take(self, signal: str, body: bytes, as_json: bool, encoding: str, caller: Caller) -> Answer:
+        if self.closing:
+            return Answer("unavailable", "the server is shutting down")
+        if caller.run_id is not None and not 0 < len(caller.run_id) <= MAX_RUN_ID:
+            raise MalformedError(f"x-cmb-run-id has {len(caller.run_id)} characters, expected 1 to {MAX_RUN_ID}")
+        if len(body) > self.limits.max_bytes:
+            raise TooLargeError(f"{len(body)} bytes, the limit is {self.limits.max_bytes}")
+        # a compressed body may become this large; an honest one is rarely more than ten times its size
+        size = len(body) if encoding == "identity" else min(len(body) * 10, self.limits.max_bytes)
+        if not self.budget.take(size, self._answer_timeout):
+            return Answer("overloaded", "too many requests wait for their commit")
+        try:
+            with self._decoders:
+                if encoding != "identity":
+                    body = inflate(body, encoding, self.limits.max_bytes)
+                work = self._traces(body, as_json) if signal == "traces" else self._logs(body, as_json)
+            del body
+            return self._store(work, caller) if isinstance(work, Decoded) else self._join(work, caller)
+        finally:
+            self.budget.give(size)
+
+    def _message(self, kind: type[Message], body: bytes) -> tuple[Any, list[str]]:
+        if len(body) > LARGE:
+            check_parts(body, self.limits.max_parts, kind)
+        return parse(kind, body)
+
+    def _json(self, body: bytes) -> Any:
+        if len(body) > LARGE and body.count(b"{") + body.count(b"[") > 2 * self.limits.max_parts:
+            raise TooLargeError(f"more than {2 * self.limits.max_parts} JSON objects in one request")
+        return _read_json(body)
+
+    def _traces(self, body: bytes, as_json: bool) -> Decoded:
+        if as_json:
+            decoded = decode(self._json(body), self._clock())
+        else:
+            request, unreadable = self._message(ExportTraceServiceRequest, body)
+            if (number := count_spans(request)) > self.limits.max_spans:
+                raise TooLargeError(f"{number} spans in one request, the limit is {self.limits.max_spans}")
+            decoded = decode(request, self._clock())
+            decoded.rejected.extend(unreadable)
+        if (number := len(decoded.spans) + len(decoded.rejected)) > self.limits.max_spans:
+            raise TooLargeError(f"{number} spans in one request, the limit is {self.limits.max_spans}")
+        return decoded
+
+    def _logs(self, body: bytes, as_json: bool) -> list[SpanContent]:
+        if as_json:
+            return log_records_from_json(self._json(body))
+        request, _ = self._message(ExportLogsServiceRequest, body)
+        return log_records_from_request(request)
+
+    def _store(self, decoded: Decoded, caller: Caller) -> Answer:
+        rejected = decoded.rejected
+        if rejected:
+            _LOG.warning("%d spans rejected, first: %s", len(rejected), rejected[0])
+        message = _first(rejected)
+        if not decoded.spans:
+            return Answer("ok", message, rejected=len(rejected))
+        _stamp(decoded.spans, caller)
+        received = len(decoded.spans)
+        ticket = self.pipeline.accept(decoded.spans)
+        decoded.spans = []
+        outcome = ticket.wait(self._answer_timeout)
+        if outcome.lost:
+            return Answer("unavailable", f"{outcome.lost} spans could not be kept: the journal is full", retry_after=5)
+        if outcome.pending or outcome.parked:
+            self.pipeline.sync()
+        if outcome.refused:
+            why = f"{outcome.refused} spans name a run of another session than the token's {caller.session_id!r}"
+            if outcome.refused == received and not rejected:
+                return Answer("refused", why)
+            message = f"{message}; {why}" if message else why
+        missing = outcome.parked.get("run_not_found", 0)
+        if missing and self._fail_on_missing_run:
+            return Answer(
+                "run_missing",
+                f"{missing} spans name a run that is not in the database; they are kept (`otel-cmb parked list`)",
+            )
+        return Answer("ok", message, rejected=len(rejected) + outcome.refused)
+
+    def _join(self, records: list[SpanContent], caller: Caller) -> Answer:
+        for record in records:
+            record.bound_session_id = caller.session_id
+        if records:
+            self.pipeline.accept_logs(records)
+        return Answer()
+
+
+def _stamp(spans: Iterable[Span], caller: Caller) -> None:
+    if caller.run_id is None and caller.session_id is None:
+        return
+    for span in spans:
+        span.stamp.door_run_id = caller.run_id
+        span.stamp.bound_session_id = caller.session_id
+
+
+def _first(rejected: list[str]) -> str:
+    if not rejected:
+        return ""
+    return rejected[0] if len(rejected) == 1 else f"{rejected[0]} (and {len(rejected) - 1} more)"

@@ -1,0 +1,145 @@
+"""One receiver: its doors, readiness, and a drain that ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from otel_cmb.config import Settings, safe_url
+from otel_cmb.receiver.house import House
+from otel_cmb.receiver.intake import MIB, Intake, Limits
+from otel_cmb.receiver.settings import Address, ServeSettings
+from otel_cmb.receiver.tokens import TokenFile
+
+__all__ = ["Receiver", "serve"]
+
+_LOG = logging.getLogger("otel_cmb.receiver")
+
+
+class Receiver:
+    """The doors in front of one pipeline. Raises :class:`ConfigurationError` for unusable files and addresses."""
+
+    def __init__(self, settings: ServeSettings, general: Settings, pipeline: Any) -> None:
+        self._settings = settings
+        self._general = general
+        self.intake = Intake(
+            pipeline,
+            Limits(settings.max_bytes, settings.max_spans),
+            answer_timeout=settings.answer_timeout,
+            budget_bytes=settings.max_waiting_mib * MIB,
+            fail_on_missing_run=general.on_missing_run == "fail",
+        )
+        self.house = House(settings, self.intake, TokenFile(settings.token_file) if settings.token_file else None)
+        self._grpc: Any = None
+        self._http: Any = None
+        self.addresses: dict[str, Address] = {}
+
+    @property
+    def ready_line(self) -> str:
+        """`grpc=HOST:PORT http=HOST:PORT`, as printed when the receiver is ready."""
+        return " ".join(f"{door}={address}" for door, address in self.addresses.items())
+
+    async def start(self) -> None:
+        """Open the doors; afterwards `addresses` has the ports that were picked."""
+        settings = self._settings
+        if settings.grpc is not None:
+            from otel_cmb.receiver.grpc_door import GrpcDoor
+
+            self._grpc = GrpcDoor(self.house)
+            self.addresses["grpc"] = await self._grpc.start(settings.grpc)
+        if settings.http is not None:
+            from otel_cmb.receiver.http_door import HttpDoor
+
+            self._http = HttpDoor(self.house)
+            self.addresses["http"] = await self._http.start(settings.http)
+
+    async def stop(self) -> None:
+        """Answer new requests with "unavailable", let the running ones end within the drain timeout, close."""
+        self.intake.closing = True
+        grace = self._settings.drain_timeout
+        doors = []
+        if self._grpc is not None:
+            doors.append(self._grpc.stop(grace))
+        if self._http is not None:
+            doors.append(self._http.stop())
+        await asyncio.gather(*doors)
+        self.house.pool.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self, stop: asyncio.Event, on_ready: Callable[[Receiver], None]) -> None:
+        """Serve until `stop` is set."""
+        try:
+            await self.start()
+            on_ready(self)
+            await stop.wait()
+        finally:
+            await self.stop()
+
+
+def _notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)), where it asked to be told."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.sendto(state.encode(), address)
+    except OSError as error:
+        _LOG.warning("systemd could not be told %s: %s", state, error)
+
+
+def _raise_file_limit() -> None:
+    """As many open files as allowed: every connection is one, and the usual soft limit is 1,024."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or soft < hard:
+        wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+        if wanted > soft:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def serve(settings: ServeSettings, general: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then drain within the bound; a second signal ends the process at once.
+
+    The addresses are printed on stderr, on one line, when every door is open. What could not be committed by the end
+    stays in the journal.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from otel_cmb.pipeline import get_pipeline
+
+    _raise_file_limit()
+    pipeline = get_pipeline(general, per_trace_runs=True)
+    receiver = Receiver(settings, general, pipeline)
+    _LOG.info("spans go to %s", safe_url(general.database_url))
+
+    def ready(receiver: Receiver) -> None:
+        sys.stderr.write(receiver.ready_line + "\n")
+        sys.stderr.flush()
+        _notify("READY=1")
+
+    async def main() -> None:
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+        def ask(number: int) -> None:
+            if stop.is_set():
+                os._exit(128 + number)
+            _LOG.info("%s: draining", signal.Signals(number).name)
+            _notify("STOPPING=1")
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ask, number)
+        await receiver.run(stop, ready)
+
+    try:
+        asyncio.run(main())
+    finally:
+        pipeline.shutdown(general.shutdown_timeout)
+    _LOG.info("stopped")
