@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
-from otel_cmb.otlp_clean import MalformedError
+from otel_cmb.otlp_clean import TOO_DEEP, MalformedError
 
 __all__ = ["TooManyPartsError", "check_parts", "parse", "read_varint"]
 
@@ -24,6 +25,9 @@ MAX_NESTING = 90
 _UNITS = frozenset({"opentelemetry.proto.trace.v1.Span", "opentelemetry.proto.logs.v1.LogRecord"})
 """What is left out as a whole when it cannot be read."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+_CUT = AnyValue(string_value=TOO_DEEP).SerializeToString()
 
 
 class TooManyPartsError(ValueError):
@@ -71,19 +75,19 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int, int, int, int]]:
 
 
 def check_parts(data: bytes, limit: int, message: type[Message] = ExportTraceServiceRequest) -> None:
-    """Raise :class:`TooManyPartsError` when a request holds more than `limit` messages (spans, attributes, values, ...).
+    """Raise :class:`TooManyPartsError` when a request holds more than `limit` messages (spans, attributes, ...).
 
     Parsed messages take up to thirty times their bytes; this is what bounds memory for large hostile bodies. Takes
     about 1 us per message.
     """
     left = limit
 
-    def walk(part: memoryview, descriptor: Descriptor, depth: int) -> None:
+    def walk(part: memoryview, descriptor: Any, depth: int) -> None:
         nonlocal left
         for number, wire_type, _, position, end in _fields(part):
             if wire_type != _BYTES:
                 continue
-            field = descriptor.fields_by_number.get(number)
+            field: Any = descriptor.fields_by_number.get(number)
             if field is None or field.message_type is None:
                 continue
             left -= 1
@@ -100,7 +104,7 @@ class _Repair:
         self.rejected: list[str] = []
         self._left = MAX_REPAIR_FIELDS
 
-    def message(self, data: memoryview, descriptor: Descriptor, depth: int) -> bytes:
+    def message(self, data: memoryview, descriptor: Any, depth: int) -> bytes:
         """The message again, with text made UTF-8, nesting cut, and spans that cannot be read left out."""
         out = bytearray()
         for number, wire_type, start, position, end in _fields(data):
@@ -117,7 +121,7 @@ class _Repair:
             if field.type == FieldDescriptor.TYPE_STRING:
                 fixed = bytes(payload).decode("utf-8", "replace").encode()
             elif depth >= MAX_NESTING:
-                fixed = b""
+                fixed = _CUT if field.message_type.name == "AnyValue" else b""
             elif field.message_type.full_name in _UNITS:
                 try:
                     fixed = self.message(payload, field.message_type, depth + 1)
