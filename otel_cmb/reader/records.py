@@ -1,0 +1,400 @@
+"""What a reader gives back: plain values, one class per table, and the rules that make them from what a row holds.
+
+Pure. Rows of an attached database are the application's: a JSON column may come as text or as values, a time as text,
+with or without a zone; a key may be missing or hold something unexpected. Nothing here raises on such a value: what
+cannot be understood is `None`, or is kept as it is.
+
+Datetimes are aware and in UTC; `to_dict()` renders them as ISO 8601 with a `Z`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timezone
+from typing import Any, TypeVar
+
+__all__ = [
+    "Edge", "Event", "File", "Line", "Message", "Node", "Record", "Run", "RunTotals", "Session", "Share", "Step",
+    "Totals", "TreeNode", "as_json", "as_moment", "as_number", "iso",
+]
+
+ENDED = frozenset({"completed", "failed", "cancelled", "canceled", "skipped", "error"})
+"""Run statuses after which nothing more is expected."""
+
+TITLE_CHARS = 200
+
+
+def as_json(value: Any) -> Any:
+    """The value of a JSON column: decoded if the database gave text; text that is no JSON stays text."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        value = bytes(value).decode("utf-8", "replace")
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def as_moment(value: Any) -> datetime | None:
+    """A time in UTC, of a datetime, ISO text or seconds since the epoch; naive means UTC. Anything else is `None`."""
+    if isinstance(value, str):
+        text = value.strip()
+        try:
+            value = datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in {"Z", "z"} else text)
+        except ValueError:
+            return None
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return datetime.fromtimestamp(value, timezone.utc)
+        except (ValueError, OverflowError, OSError):
+            return None
+    if not isinstance(value, datetime):
+        return None
+    if value.tzinfo is None:
+        return value.replace(tzinfo=timezone.utc)
+    try:
+        return value.astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        return None
+
+
+def as_number(value: Any) -> int | float | None:
+    """The value if it is a finite number, else `None`: the rule by which tokens and cents are added up."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def as_count(value: Any) -> int | None:
+    number = as_number(value)
+    return None if number is None else int(number)
+
+
+def as_text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def iso(moment: datetime | None) -> str | None:
+    """`2026-11-22T20:58:42.000001Z`, or `None`."""
+    return None if moment is None else moment.astimezone(timezone.utc).replace(tzinfo=None).isoformat() + "Z"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return iso(value)
+    if isinstance(value, Record):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+class Record:
+    """Shared by every record: `to_dict()`, ready for JSON. Columns unknown to otel-cmb come last, as they are."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        result = {item.name: _plain(getattr(self, item.name)) for item in fields(self)}  # type: ignore[arg-type]
+        for name, value in (result.pop("extra", None) or {}).items():
+            result.setdefault(name, _plain(value))
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Session(Record):
+    id: str
+    name: str | None = None
+    user_id: str | None = None
+    status: str | None = None
+    created_at: datetime | None = None
+    last_active_at: datetime | None = None
+    meta: Any = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunTotals(Record):
+    """Sums over the events of a run. Each token and cent is on one row only, so these are plain sums."""
+
+    events: int = 0
+    failures: int = 0
+    running: int = 0
+    tokens: int = 0
+    cost_usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run(Record):
+    id: str
+    session_id: str | None = None
+    project_id: str | None = None
+    mode: str | None = None
+    agent: str | None = None
+    model: str | None = None
+    status: str | None = None
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    task_description: str | None = None
+    meta: Any = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    totals: RunTotals | None = None
+    """`None` when they were not asked for."""
+    cursor: str = ""
+    """Give it to `runs(cursor=...)` for what comes after this run."""
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more is expected: the run has an end, or its status says so."""
+        return self.completed_at is not None or self.status in ENDED
+
+    @property
+    def duration_ms(self) -> int | None:
+        """Milliseconds from start to end; `None` while either is missing."""
+        if self.started_at is None or self.completed_at is None:
+            return None
+        return round((self.completed_at - self.started_at).total_seconds() * 1000)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**Record.to_dict(self), "duration_ms": self.duration_ms, "ended": self.ended}
+
+
+@dataclass(frozen=True, slots=True)
+class Node(Record):
+    """A row of `dag_nodes`. `name` is the name the application uses where `id` is a hash of it."""
+
+    id: str
+    run_id: str | None = None
+    session_id: str | None = None
+    parent_node_id: str | None = None
+    node_type: str | None = None
+    agent: str | None = None
+    status: str | None = None
+    order_index: int | None = None
+    depth: int | None = None
+    meta: Any = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        named = self.meta.get("id") if isinstance(self.meta, dict) else None
+        return named if isinstance(named, str) and named else self.id
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**Record.to_dict(self), "name": self.name}
+
+
+@dataclass(frozen=True, slots=True)
+class Edge(Record):
+    from_node_id: str
+    to_node_id: str
+    id: int | str | None = None
+    run_id: str | None = None
+    dependency_type: str | None = None
+    condition: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Record):
+    id: str
+    run_id: str | None = None
+    session_id: str | None = None
+    step_number: int | None = None
+    goal: str | None = None
+    summary: str | None = None
+    status: str | None = None
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    progress_percentage: int | None = None
+    inputs: Any = None
+    outputs: Any = None
+    error_message: str | None = None
+    meta: Any = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Event(Record):
+    """A whole row of `execution_events`."""
+
+    id: str
+    run_id: str | None = None
+    node_id: str | None = None
+    step_id: str | None = None
+    session_id: str | None = None
+    parent_event_id: str | None = None
+    event_type: str | None = None
+    event_subtype: str | None = None
+    agent_name: str | None = None
+    agent_role: str | None = None
+    timestamp: datetime | None = None
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    duration_ms: int | None = None
+    inputs: Any = None
+    outputs: Any = None
+    error_message: str | None = None
+    meta: Any = None
+    execution_order: int | None = None
+    depth: int | None = None
+    status: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def cursor(self) -> str:
+        """Give it to `events(after=...)` for what comes after this event."""
+        return f"{self.execution_order or 0}:{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Line(Record):
+    """An event as a list or a tree shows it: no payload, but what one line needs of it."""
+
+    id: str
+    parent_event_id: str | None
+    node_id: str | None
+    step_id: str | None
+    event_type: str | None
+    event_subtype: str | None
+    agent_name: str | None
+    started_at: datetime | None
+    completed_at: datetime | None
+    duration_ms: int | None
+    execution_order: int | None
+    depth: int | None
+    status: str | None
+    error_message: str | None
+    """Its first 500 characters."""
+    title: str | None
+    """What was done: the tool's name, the first line of the code, who handed off to whom, the file, the message."""
+    model: str | None
+    tokens: int | None
+    cost_usd: float | None
+
+    @property
+    def cursor(self) -> str:
+        return f"{self.execution_order or 0}:{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class TreeNode:
+    """An event with those below it. `children` are in execution order."""
+
+    event: Line
+    children: list[TreeNode] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries, made without recursion: a tree may be deeper than Python's stack."""
+        top = self.event.to_dict()
+        top["children"] = []
+        waiting = [(self, top)]
+        while waiting:
+            node, plain = waiting.pop()
+            for child in node.children:
+                below = child.event.to_dict()
+                below["children"] = []
+                plain["children"].append(below)
+                waiting.append((child, below))
+        return top
+
+
+@dataclass(frozen=True, slots=True)
+class File(Record):
+    id: str
+    file_path: str | None = None
+    file_type: str | None = None
+    size_bytes: int | None = None
+    run_id: str | None = None
+    step_id: str | None = None
+    event_id: str | None = None
+    node_id: str | None = None
+    created_at: datetime | None = None
+    meta: Any = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Message(Record):
+    id: str
+    sender: str | None = None
+    recipient: str | None = None
+    content: str | None = None
+    timestamp: datetime | None = None
+    tokens: int | None = None
+    run_id: str | None = None
+    step_id: str | None = None
+    event_id: str | None = None
+    node_id: str | None = None
+    meta: Any = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Share(Record):
+    """What one agent, tool or model had of a run."""
+
+    name: str
+    calls: int = 0
+    failures: int = 0
+    duration_ms: int = 0
+    tokens: int = 0
+    cost_usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Totals(Record):
+    """Sums of a run, and by agent (`agent_call`s), tool (`tool_call`s, code executions by language) and model."""
+
+    run: RunTotals
+    agents: tuple[Share, ...] = ()
+    tools: tuple[Share, ...] = ()
+    models: tuple[Share, ...] = ()
+
+
+R = TypeVar("R", bound=Record)
+
+_RULES: dict[str, Any] = {
+    **dict.fromkeys(("meta", "inputs", "outputs"), as_json),
+    **dict.fromkeys(("started_at", "completed_at", "timestamp", "created_at", "last_active_at"), as_moment),
+    **dict.fromkeys(
+        ("duration_ms", "execution_order", "depth", "order_index", "size_bytes", "tokens", "step_number",
+         "progress_percentage"), as_count,
+    ),
+    "cost_usd": as_number,
+    "extra": dict,
+}
+
+
+def make(kind: type[R], row: Mapping[str, Any], **given: Any) -> R:
+    """A record of `kind` from a row: known columns by rule, the rest into `extra` where the kind has one."""
+    names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    for name, value in row.items():
+        if name in names:
+            values[name] = _RULES.get(name, as_text)(value) if value is not None else None
+        else:
+            extra[name] = value if value is None or isinstance(value, (str, int, float, datetime)) else as_json(value)
+    if extra and "extra" in names:
+        values["extra"] = extra
+    return kind(**values, **given)
+
+
+def to_json(value: Any, *, indent: bool = False) -> bytes:
+    """JSON of anything a row can hold. What orjson refuses (huge integers, lone surrogates) goes the slow way."""
+    import orjson
+
+    try:
+        return orjson.dumps(value, option=orjson.OPT_INDENT_2 if indent else 0, default=str)
+    except (TypeError, ValueError, RecursionError):
+        try:
+            return json.dumps(value, indent=2 if indent else None, default=str).encode("ascii")
+        except RecursionError:
+            return json.dumps({"error": "too deeply nested to be shown"}).encode("ascii")
