@@ -1,0 +1,260 @@
+"""The spans of one trace as a tree: parents, nearest events, cycles cut, duplicates of one act put together.
+
+Deterministic in the set of facts: nothing here depends on the order in which they came. Near-linear in their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from otel_cmb.event import STATUS_ERROR, Span
+from otel_cmb.mapper import Facts, canonical, is_event, read
+from otel_cmb.vocabulary.base import AGENT, APPROVAL, CODE, CONTAINER, HANDOFF, LLM, PLAIN, TOOL
+
+__all__ = ["Node", "build", "merge", "ran_nothing", "sort_key"]
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One span in the tree. After :func:`merge`, a node with `into` is a duplicate of the act of that node."""
+
+    facts: Facts
+    kind: str
+    live: bool
+    parent: Node | None = None
+    children: list[Node] = field(default_factory=list)
+    near: dict[str | None, Node | None] = field(default_factory=dict)
+    up: Node | None = None
+    """The event this one is inside of: nearest ancestor that is an event of the same run."""
+    kids: list[Node] = field(default_factory=list)
+    into: Node | None = None
+    members: list[Node] = field(default_factory=list)
+    whole: Facts | None = None
+    """Facts of this act as all its duplicates tell them."""
+    before: Node | None = None
+    """The event just before this one among those inside the same event."""
+    actor: str | None = None
+    spends: bool = False
+    below: bool = False
+    costs: bool = False
+    costs_below: bool = False
+    exit_code: int | None = None
+    """The exit code an agent's answer says, of an agent that is nothing but a code execution."""
+    reply: object = None
+    replied: bool = False
+
+    @property
+    def best(self) -> Facts:
+        return self.facts if self.whole is None else self.whole
+
+    @property
+    def run(self) -> str | None:
+        return self.facts.span.stamp.run_id
+
+    def head(self) -> Node:
+        node = self
+        while node.into is not None:
+            node = node.into
+        return node
+
+
+def sort_key(node: Node) -> tuple[int, str]:
+    return node.facts.span.start_ns, node.facts.id
+
+
+def build(facts: Iterable[Facts], record_all: bool) -> list[Node]:
+    """All nodes, parents before children and siblings by start, with `parent` and `children` set. A cycle of parents
+    (hostile ids) is cut at its earliest span."""
+    nodes = [
+        Node(one, one.kind, is_event(one) or (record_all and one.kind == PLAIN and not one.bare)) for one in facts
+    ]
+    nodes.sort(key=sort_key)
+    by_span: dict[str, Node] = {}
+    for node in nodes:
+        by_span.setdefault(node.facts.span.span_id, node)
+    for node in nodes:
+        parent_id = node.facts.span.parent_span_id
+        if parent_id is not None:
+            parent = by_span.get(parent_id)
+            if parent is not None and parent is not node:
+                node.parent = parent
+                parent.children.append(node)
+    ordered = [node for node in nodes if node.parent is None]
+    _descend(ordered, 0)
+    if len(ordered) < len(nodes):
+        seen = {id(node) for node in ordered}
+        for node in nodes:
+            if id(node) not in seen:
+                first = _cut_cycle(node)
+                done = len(ordered)
+                ordered.append(first)
+                _descend(ordered, done)
+                seen.update(id(one) for one in ordered[done:])
+    return ordered
+
+
+def _descend(ordered: list[Node], done: int) -> None:
+    while done < len(ordered):
+        ordered.extend(ordered[done].children)
+        done += 1
+
+
+def _cut_cycle(node: Node) -> Node:
+    path: set[int] = set()
+    while id(node) not in path:
+        path.add(id(node))
+        if node.parent is None:
+            return node
+        node = node.parent
+    first = walk = node
+    while walk.parent is not None and walk.parent is not node:
+        walk = walk.parent
+        if sort_key(walk) < sort_key(first):
+            first = walk
+    if first.parent is not None:
+        first.parent.children.remove(first)
+        first.parent = None
+    return first
+
+
+def _nearest(node: Node, run: str | None) -> Node | None:
+    """The nearest ancestor that is an event of `run`; walks each unmapped span once per run."""
+    path = []
+    walk = node.parent
+    while walk is not None:
+        if run in walk.near:
+            answer = walk.near[run]
+            break
+        if walk.live and walk.run == run:
+            answer = walk
+            break
+        path.append(walk)
+        walk = walk.parent
+    else:
+        answer = None
+    for one in path:
+        one.near[run] = answer
+    return answer
+
+
+def merge(ordered: list[Node]) -> list[Node]:
+    """Links events to the events they are inside of and puts duplicates together: of stacked instrumentations, of a
+    doubled root, of a chat inside a chat. The outermost span of an act survives. Returns the survivors, parents first."""
+    for node in ordered:
+        if node.live:
+            node.up = _nearest(node, node.run)
+            if node.up is not None:
+                node.up.kids.append(node)
+    for node in reversed(ordered):
+        if not node.live or not node.kids:
+            continue
+        rule = _SAME.get(node.kind)
+        if rule is not None:
+            taken = [kid for kid in node.kids if kid.into is None and kid.kind == node.kind and rule(node, kid)]
+            if node.kind == LLM and sum(1 for kid in taken if _has_tokens(kid)) > 1:
+                node.kind = CONTAINER  # several calls that spent tokens: this one only holds them
+                taken = []
+            for kid in taken:
+                _take(node, kid)
+        for kid in list(node.kids):
+            if kid.kind == CODE and kid.into is None and node.kind == AGENT and ran_nothing(kid.best):
+                _take(node, kid, tells=False)
+    heads = []
+    for node in ordered:
+        if node.live and node.into is None:
+            heads.append(node)
+            if node.members:
+                node.kids = [kid for kid in node.kids if kid.into is None]
+                for member in node.members:
+                    node.kids.extend(kid for kid in member.kids if kid.into is None)
+                for kid in node.kids:
+                    kid.up = node
+                node.kids.sort(key=sort_key)
+    return heads
+
+
+def _take(node: Node, kid: Node, tells: bool = True) -> None:
+    kid.into = node
+    node.members.append(kid)
+    node.members.extend(kid.members)
+    if tells:
+        node.whole = _union(node.best, kid.best)
+
+
+def _union(outer: Facts, inner: Facts) -> Facts:
+    """The facts of one act two spans tell of: read again from both spans' attributes, the outer's first, so that each
+    field comes from the best vocabulary of either."""
+    a, b = outer.span, inner.span
+    retried = inner.failed and not outer.failed and outer.kind == LLM and a.end_ns is not None
+    if retried:
+        return outer
+    span = Span(
+        a.trace_id, a.span_id, a.name, a.start_ns, a.end_ns, a.parent_span_id, a.kind,
+        STATUS_ERROR if STATUS_ERROR in (a.status_code, b.status_code) else a.status_code,
+        a.status_message if len(a.status_message) >= len(b.status_message) else b.status_message,
+        {**b.attributes, **a.attributes}, [*b.events, *a.events], [*a.links, *b.links],
+        a.resource, a.scope, stamp=a.stamp, died=a.died,
+    )  # fmt: skip
+    facts = read(span, id=outer.id, record="all" if outer.record_all else "agents", capture=outer.capture)
+    facts.kind, facts.agent, facts.tool = outer.kind, outer.agent or inner.agent, outer.tool or inner.tool
+    facts.explicit = outer.explicit
+    facts.failed = outer.failed or inner.failed
+    facts.exit_code = outer.exit_code if outer.exit_code is not None else inner.exit_code
+    return facts
+
+
+def ran_nothing(facts: Facts) -> bool:
+    """AG2 0.x leaves an `execute_code` span each time an agent looks at a message without code."""
+    return (
+        facts.exit_code is None
+        and facts.span.end_ns is not None
+        and not facts.failed
+        and not facts.explicit
+        and "ag2.span.type" in facts.span.attributes
+        and "code_output" not in facts.found
+        and facts.tool is None
+    )
+
+
+def _has_tokens(node: Node) -> bool:
+    found = node.best.found
+    return "tokens_in" in found or "tokens_out" in found or "tokens_total" in found
+
+
+def _same_agent(node: Node, kid: Node) -> bool:
+    a, b = node.facts.agent, kid.facts.agent
+    return a is not None and a == b and not _is_message(node) and not _is_message(kid)
+
+
+def _is_message(node: Node) -> bool:
+    return node.facts.explicit and node.facts.found.get("event_subtype") == "message"
+
+
+def _same_tool(node: Node, kid: Node) -> bool:
+    a, b = node.facts.tool, kid.facts.tool
+    one, other = node.best.found.get("tool_call_id"), kid.best.found.get("tool_call_id")
+    if one is not None and other is not None:
+        return bool(one == other)
+    return a is not None and b is not None and canonical(a) == canonical(b)
+
+
+def _same_code(node: Node, kid: Node) -> bool:
+    one, other = node.best.exit_code, kid.best.exit_code
+    return one is None or other is None or one == other
+
+
+def _same_container(node: Node, kid: Node) -> bool:
+    a, b = node.facts, kid.facts
+    return a.agent is not None and a.agent == b.agent and a.span.scope.name != b.span.scope.name
+
+
+_SAME: dict[str, Callable[[Node, Node], bool]] = {
+    AGENT: _same_agent,
+    LLM: lambda node, kid: True,
+    TOOL: _same_tool,
+    CODE: _same_code,
+    HANDOFF: lambda node, kid: True,
+    APPROVAL: lambda node, kid: True,
+    CONTAINER: _same_container,
+}

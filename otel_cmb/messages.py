@@ -1,0 +1,367 @@
+"""Chat messages in every format frameworks write them, made into one readable form.
+
+The form: `{"role", "content"}` with, where the message has them, `name`, `tool_calls` (`[{"id", "name", "arguments"}]`),
+`tool_call_id`, `reasoning`, and `parts` (what is no text: images, files). Pure; nothing here raises on hostile
+input: what cannot be read as messages is returned as it is, or as `None` where a list was asked for.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["as_json", "conversation", "flattened", "fenced_code", "python_literal", "text_of"]
+
+MAX_LITERAL = 65_536
+"""Longest Python repr that is parsed: the parser's time and memory grow faster than the text."""
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(text)
+
+
+_DECODE = json.JSONDecoder(parse_constant=_no_constant).decode
+
+
+def as_json(value: Any) -> Any:
+    """The value of a JSON text that is an object, an array or a quoted string; anything else unchanged.
+
+    A bare number or `true` stays text: a tool that answered "67.4" said a text. NaN and infinities are no JSON here.
+    """
+    if type(value) is not str or value[:1] not in _JSON_STARTS:
+        return value
+    try:
+        return _DECODE(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+_JSON_STARTS = frozenset("{[\"")
+
+
+def python_literal(value: str) -> Any:
+    """The value of a Python repr of plain data (`{'name': 'H0'}`), or the text unchanged."""
+    if len(value) > MAX_LITERAL or value[:1] not in ("{", "[", "("):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return value
+
+
+_ROLES = {
+    "human": "user", "HumanMessage": "user", "HumanMessageChunk": "user", "ai": "assistant", "AIMessage": "assistant",
+    "AIMessageChunk": "assistant", "SystemMessage": "system", "ToolMessage": "tool", "FunctionMessage": "tool",
+    "ChatMessage": "assistant", "model": "assistant", "function": "tool", "tool-response": "tool", "tool-call": "assistant",
+}
+_LANGCHAIN_TYPES = {"human", "ai", "system", "tool", "function", "AIMessageChunk", "chat"}
+
+
+def _role(value: Any, default: str) -> str:
+    return _ROLES.get(value, value) if isinstance(value, str) and value else default
+
+
+def _call(item: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool call of any format: flat, OpenAI's `function`, Anthropic's `input`, LangChain's and Google's `args`."""
+    inner = item.get("function")
+    if not isinstance(inner, Mapping):
+        inner = item
+    call: dict[str, Any] = {}
+    for key in ("id", "call_id", "tool_call_id", "toolCallId"):
+        if isinstance(item.get(key), str):
+            call["id"] = item["call_id"] if key == "id" and isinstance(item.get("call_id"), str) else item[key]
+            break
+    for key in ("name", "toolName", "tool_name"):
+        if key in inner:
+            call["name"] = inner[key]
+            break
+    for key in ("arguments", "args", "input"):
+        if key in inner:
+            call["arguments"] = as_json(inner[key])
+            break
+    return call
+
+
+def _set_text(message: dict[str, Any], part: Mapping[str, Any]) -> None:
+    text = part.get("content", part.get("text", ""))
+    if not isinstance(text, str):
+        message.setdefault("parts", []).append(dict(part))
+        return
+    message["content"] = f"{message['content']}\n{text}" if message.get("content") else text
+
+
+def _set_reasoning(message: dict[str, Any], part: Mapping[str, Any]) -> None:
+    text = part.get("content", part.get("thinking", part.get("text", part.get("summary", ""))))
+    message["reasoning"] = f"{message['reasoning']}\n{text}" if message.get("reasoning") else text
+
+
+def _set_call(message: dict[str, Any], part: Mapping[str, Any]) -> None:
+    message.setdefault("tool_calls", []).append(_call(part))
+
+
+def _set_response(message: dict[str, Any], part: Mapping[str, Any]) -> None:
+    for key in ("response", "result", "content", "output"):
+        if key in part:
+            value = as_json(part[key]) if key != "content" else part[key]
+            break
+    else:
+        value = None
+    for key in ("id", "tool_call_id", "tool_use_id", "call_id", "toolCallId"):
+        if isinstance(part.get(key), str):
+            message.setdefault("tool_call_id", part[key])
+            break
+    if isinstance(value, list) and all(isinstance(item, Mapping) and "text" in item for item in value):
+        value = "\n".join(str(item["text"]) for item in value)
+    if "content" in message and message["content"] not in (None, ""):
+        message.setdefault("tool_responses", []).append(value)
+    else:
+        message["content"] = value
+
+
+_PARTS: dict[str, Callable[[dict[str, Any], Mapping[str, Any]], None]] = {
+    "text": _set_text, "input_text": _set_text, "output_text": _set_text, "refusal": _set_text,
+    "reasoning": _set_reasoning, "thinking": _set_reasoning,
+    "tool_call": _set_call, "function_call": _set_call, "tool_use": _set_call, "tool-call": _set_call,
+    "tool_call_response": _set_response, "tool_result": _set_response, "function_call_output": _set_response,
+    "tool-result": _set_response,
+}  # fmt: skip
+
+
+def _add_part(message: dict[str, Any], part: Any) -> None:
+    if isinstance(part, str):
+        _set_text(message, {"text": part})
+        return
+    if not isinstance(part, Mapping):
+        message.setdefault("parts", []).append(part)
+        return
+    kind = part.get("type")
+    handler = _PARTS.get(kind) if isinstance(kind, str) else None
+    if handler is not None:
+        handler(message, part)
+        return
+    for key, handler in _GOOGLE_PARTS.items():
+        if part.get(key) is not None:
+            inner = part[key]
+            handler(message, inner if isinstance(inner, Mapping) else part)
+            return
+    message.setdefault("parts", []).append(dict(part))
+
+
+_GOOGLE_PARTS: dict[str, Callable[[dict[str, Any], Mapping[str, Any]], None]] = {
+    "function_call": _set_call, "functionCall": _set_call, "toolUse": _set_call,
+    "function_response": _set_response, "functionResponse": _set_response, "toolResult": _set_response,
+    "text": _set_text,
+}  # fmt: skip
+
+
+def _message(item: Any, default_role: str) -> dict[str, Any] | None:
+    if isinstance(item, str):
+        return {"role": default_role, "content": item}
+    if not isinstance(item, Mapping):
+        return None
+    if item.get("lc") == 1 and isinstance(item.get("kwargs"), Mapping):
+        path = item.get("id")
+        named = path[-1] if isinstance(path, list) and path else None
+        item = {**item["kwargs"], "role": _role(named, default_role)}
+    elif isinstance(item.get("data"), Mapping) and isinstance(item.get("type"), str):
+        item = {**item["data"], "role": _role(item["type"], default_role)}
+    elif "role" not in item and item.get("type") in _LANGCHAIN_TYPES and "content" in item:
+        item = {**item, "role": item["type"]}
+    elif isinstance(item.get("message"), Mapping):
+        item = {**item["message"], **({"finish_reason": item["finish_reason"]} if "finish_reason" in item else {})}
+    message: dict[str, Any] = {"role": _role(item.get("role"), default_role)}
+    if isinstance(item.get("name"), str) and item["name"]:
+        message["name"] = item["name"]
+    parts = item.get("parts")
+    content = item.get("content")
+    if isinstance(parts, list):
+        for part in parts:
+            _add_part(message, part)
+    elif isinstance(content, list):
+        for part in content:
+            _add_part(message, part)
+    elif isinstance(content, Mapping) and isinstance(content.get("parts"), list):
+        message["role"] = _role(content.get("role"), message["role"])
+        for part in content["parts"]:
+            _add_part(message, part)
+    elif content is not None:
+        message["content"] = content
+    elif item.get("type") in _PARTS:
+        _add_part(message, item)
+        if item["type"] in ("function_call_output", "tool_result"):
+            message["role"] = "tool"
+        elif item["type"] in ("function_call", "tool_call", "tool_use"):
+            message["role"] = "assistant"
+    calls = item.get("tool_calls")
+    if isinstance(calls, list):
+        message.setdefault("tool_calls", []).extend(_call(call) for call in calls if isinstance(call, Mapping))
+    if isinstance(item.get("function_call"), Mapping):
+        message.setdefault("tool_calls", []).append(_call(item["function_call"]))
+    if not message.get("tool_calls"):
+        message.pop("tool_calls", None)
+    if isinstance(item.get("tool_call_id"), str):
+        message["tool_call_id"] = item["tool_call_id"]
+    if isinstance(item.get("finish_reason"), str):
+        message["finish_reason"] = item["finish_reason"]
+    for key in ("reasoning_content", "refusal"):
+        if isinstance(item.get(key), str) and item[key]:
+            message[key] = item[key]
+    if len(message) == 1:
+        if "content" not in item and "parts" not in item:
+            return None
+        message["content"] = content if content is not None else ""
+    else:
+        message.setdefault("content", None if "tool_calls" in message else "")
+    return message
+
+
+def _looks_like_message(item: Any) -> bool:
+    return isinstance(item, Mapping) and (
+        "role" in item
+        or "parts" in item
+        or item.get("lc") == 1
+        or (item.get("type") in _PARTS and ("content" in item or "text" in item or "name" in item or "call_id" in item))
+        or ("content" in item and (item.get("type") in _LANGCHAIN_TYPES or "tool_calls" in item))
+        or (isinstance(item.get("data"), Mapping) and item.get("type") in _LANGCHAIN_TYPES)
+        or isinstance(item.get("message"), Mapping)
+    )
+
+
+def _inner(value: Mapping[str, Any]) -> Any:
+    """The messages inside a request or a reply of an API, or inside a framework's wrapper."""
+    for key in _WRAPPERS:
+        inner = value.get(key)
+        if isinstance(inner, list | Mapping) and inner:
+            return inner
+    return None
+
+
+_WRAPPERS = ("messages", "choices", "generations", "contents", "candidates", "output", "input", "inputs", "outputs", "update")
+
+
+def conversation(value: Any, role: str = "user", depth: int = 6) -> list[dict[str, Any]] | None:
+    """The messages of `value` in the one form, or `None` if there are none to be seen in it.
+
+    `role` is the role of a message that names none. A JSON text is parsed; requests and replies of APIs, LangChain dumps
+    and batches of one are unwrapped, at most `depth` levels.
+    """
+    if depth <= 0:
+        return None
+    value = as_json(value)
+    if isinstance(value, str):
+        if value.startswith(("[{'", '[{"')):
+            literal = python_literal(value)
+            if not isinstance(literal, str):
+                return conversation(literal, role, depth - 1)
+        return None
+    if isinstance(value, list):
+        if len(value) == 1 and isinstance(value[0], list):
+            return conversation(value[0], role, depth - 1)
+        if value and all(_looks_like_message(item) for item in value):
+            messages = [_message(item, role) for item in value]
+            return [message for message in messages if message is not None] or None
+        if len(value) == 1 and isinstance(value[0], Mapping):
+            return conversation(value[0], role, depth - 1)
+        return None
+    if isinstance(value, Mapping):
+        if _looks_like_message(value):
+            message = _message(value, role)
+            return None if message is None else [message]
+        inner = _inner(value)
+        if inner is None:
+            return None
+        found = conversation(inner, role, depth - 1)
+        system = value.get("system", value.get("system_instruction"))
+        if found is not None and isinstance(system, str) and system and "messages" in value | {}:
+            return [{"role": "system", "content": system}, *found]
+        return found
+    return None
+
+
+def text_of(message: Mapping[str, Any]) -> str | None:
+    """The text of one message in the one form, or `None` if it has none."""
+    content = message.get("content")
+    return content if isinstance(content, str) and content else None
+
+
+_INDEX = re.compile(r"(\d+)\.(.+)", re.DOTALL)
+_FLAT_PART = re.compile(r"contents\.(\d+)\.message_content\.(.+)", re.DOTALL)
+_FLAT_CALL = re.compile(r"tool_calls\.(\d+)\.(?:tool_call\.)?(.+)", re.DOTALL)
+MAX_FLAT = 10_000
+
+
+def flattened(attributes: Mapping[str, Any], prefix: str) -> list[dict[str, Any]] | None:
+    """Messages spread over keys: `llm.input_messages.0.message.role` (OpenInference), `gen_ai.prompt.0.content`
+    (older Traceloop). `prefix` ends with a dot. `None` if there is no such key."""
+    rows: dict[int, dict[str, Any]] = {}
+    length = len(prefix)
+    for key, value in attributes.items():
+        if not key.startswith(prefix):
+            continue
+        match = _INDEX.fullmatch(key, length)
+        if match is None or len(match[1]) > 6:
+            continue
+        index = int(match[1])
+        if index > MAX_FLAT:
+            continue
+        row = rows.setdefault(index, {})
+        name = match[2].removeprefix("message.")
+        if call := _FLAT_CALL.fullmatch(name):
+            if len(call[1]) <= 6:
+                entry = row.setdefault("calls", {}).setdefault(int(call[1]), {})
+                entry[call[2].removeprefix("function.")] = value
+        elif part := _FLAT_PART.fullmatch(name):
+            if len(part[1]) <= 6:
+                row.setdefault("contents", {}).setdefault(int(part[1]), {})[part[2]] = value
+        else:
+            row[name] = value
+    if not rows:
+        return None
+    return [_unflatten(rows[index]) for index in sorted(rows)]
+
+
+def _unflatten(row: dict[str, Any]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": _role(row.get("role"), "user")}
+    if isinstance(row.get("name"), str) and row["name"]:
+        message["name"] = row["name"]
+    if "content" in row:
+        content = row["content"]
+        parsed = as_json(content) if isinstance(content, str) and content.startswith("[{") else content
+        if isinstance(parsed, list):
+            for part in parsed:
+                _add_part(message, part)
+        else:
+            message["content"] = content
+    elif "contents" in row:
+        for index in sorted(row["contents"]):
+            _add_part(message, row["contents"][index])
+    calls = row.get("calls")
+    if calls:
+        message["tool_calls"] = [_call(calls[index]) for index in sorted(calls)]
+    for key in ("tool_call_id", "finish_reason"):
+        if isinstance(row.get(key), str):
+            message[key] = row[key]
+    message.setdefault("content", None if calls else "")
+    return message
+
+
+def fenced_code(text: str) -> tuple[str, str | None] | None:
+    """The code of the last closed fenced block of `text` and its language, or `None`. `<code>` tags count as a fence.
+
+    Linear in the text: what a model wrote is not to be trusted with a regular expression's patience.
+    """
+    pieces = text.split("```") if "```" in text else ()
+    if len(pieces) >= 3:
+        block = pieces[-2] if len(pieces) % 2 else pieces[-3]
+        first, newline, code = block.partition("\n")
+        if newline:
+            return code.rstrip("\n"), first.strip().split(" ")[0].lower() or None
+        return first.strip(), None
+    start = text.rfind("<code>")
+    end = text.find("</code>", start)
+    if start >= 0 and end >= 0:
+        return text[start + 6 : end].strip(), "python"
+    return None

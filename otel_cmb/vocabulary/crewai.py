@@ -1,0 +1,18 @@
+"""CrewAI under OpenInference and Traceloop."""
+
+from otel_cmb.vocabulary.base import CONTAINER, Vocabulary
+
+VERSION = "1.15.30"
+SOURCE = "crewai 1.15.30 under openinference-instrumentation-crewai 1.1.21 (captures crew_oi)"
+
+VOCABULARY = Vocabulary(
+    name="crewai",
+    version=VERSION,
+    source=SOURCE,
+    fields={
+        "agent_name": ("tool.agent_role", "crewai.agent.role", "crewai.task.agent"),
+        "task_name": ("crewai.task.name", "task_name"),
+    },
+    names=((r".+\.kickoff(?:_async)?", CONTAINER),),
+    scopes=("openinference.instrumentation.crewai", "opentelemetry.instrumentation.crewai"),
+)

@@ -1,0 +1,18 @@
+"""LangGraph's commands: a `goto` is a handoff from one node to another."""
+
+from otel_cmb.vocabulary.base import HANDOFF, Vocabulary
+
+VERSION = "1.2.22"
+SOURCE = "langgraph 1.2.22 under opentelemetry-instrumentation-langchain 0.62.4 (captures lg_traceloop)"
+
+VOCABULARY = Vocabulary(
+    name="langgraph",
+    version=VERSION,
+    source=SOURCE,
+    present=(("langgraph.command.goto_node", HANDOFF),),
+    fields={
+        "handoff_from": ("langgraph.command.source_node",),
+        "handoff_to": ("langgraph.command.goto_node",),
+        "workflow_nodes": ("gen_ai.workflow.nodes",),
+    },
+)
