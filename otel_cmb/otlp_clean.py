@@ -43,8 +43,6 @@ class SpanContent:
     span_id: str
     time_ns: int
     attributes: dict[str, Any] = field(default_factory=dict)
-    bound_session_id: str | None = None
-    """The session the sender's token is bound to: content for spans of other sessions is refused."""
 
 
 def clean_times(start_ns: int, end_ns: int, now_ns: int) -> tuple[int, int | None]:

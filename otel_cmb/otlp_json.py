@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import math
 from collections.abc import Iterable
 from typing import Any
+
+import orjson
 
 from otel_cmb.event import Link, Resource, Scope, Span, SpanEvent
 from otel_cmb.otlp_clean import (
@@ -78,6 +81,21 @@ def items_of(message: Any, key: str) -> list[Any]:
 def time_of(value: Any) -> int:
     """Nanoseconds of a JSON number or string; 0 where it is none."""
     return min(_whole(value), MAX_TIME_NS)
+
+
+def read_json(data: bytes) -> Any:
+    """The JSON value of these bytes, also where a program wrote NaN, lone surrogates or bytes that are no UTF-8.
+
+    Raises :class:`MalformedError`.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(data.decode("utf-8", "replace"))
+    except (ValueError, RecursionError) as error:
+        raise MalformedError(f"not JSON: {error}") from error
 
 
 def hex_id(value: Any, digits: int) -> str:

@@ -16,7 +16,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
 from otel_cmb.otlp_clean import TOO_DEEP, MalformedError
 
-__all__ = ["TooManyPartsError", "check_parts", "parse", "read_varint"]
+__all__ = ["TooManyPartsError", "check_parts", "parse", "read_varint", "varint"]
 
 MAX_REPAIR_FIELDS = 500_000
 """A repair walks bytes in Python, about 1 us per field: half a second at most."""
@@ -132,13 +132,14 @@ class _Repair:
                     continue
             else:
                 fixed = self.message(payload, field.message_type, depth + 1)
-            out += _varint(number << 3 | _BYTES)
-            out += _varint(len(fixed))
+            out += varint(number << 3 | _BYTES)
+            out += varint(len(fixed))
             out += fixed
         return bytes(out)
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """The number as protobuf writes lengths and tags."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import base64
 import logging
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from threading import BoundedSemaphore, Lock
 from typing import Any, Protocol
 
-import orjson
 from google.protobuf.message import Message
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -27,12 +26,13 @@ from otel_cmb.otlp import (
     log_records_from_json,
     log_records_from_request,
 )
+from otel_cmb.otlp_json import read_json
 from otel_cmb.otlp_wire import TooManyPartsError, check_parts, parse
 from otel_cmb.receiver.answers import Answer
 from otel_cmb.receiver.gate import Budget
 from otel_cmb.receiver.tokens import Caller
 
-__all__ = ["Intake", "Limits", "Pipeline", "inflate"]
+__all__ = ["Intake", "Limits", "Pipeline", "content_record", "inflate"]
 
 _LOG = logging.getLogger("otel_cmb.receiver")
 MIB = 1_048_576
@@ -53,7 +53,7 @@ class Pipeline(Protocol):
     """What the receiver asks of :class:`otel_cmb.pipeline.Pipeline`."""
 
     def accept(self, spans: list[Span]) -> Any: ...
-    def accept_logs(self, records: list[SpanContent]) -> Any: ...
+    def accept_content(self, records: Sequence[dict[str, Any]]) -> Any: ...
     def sync(self) -> None: ...
     def stats(self) -> Any: ...
 
@@ -91,18 +91,6 @@ def inflate(data: bytes, encoding: str, limit: int) -> bytes:
         pieces.append(piece)
         data = stream.unused_data.lstrip(b"\0")
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _read_json(body: bytes) -> Any:
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        # NaN and lone surrogates, which Python programs write and orjson refuses
-        return json.loads(body.decode("utf-8", "replace"))
-    except (ValueError, RecursionError) as error:
-        raise MalformedError(f"the body is not JSON: {error}") from error
 
 
 class Intake:
@@ -190,7 +178,7 @@ class Intake:
     def _json(self, body: bytes) -> Any:
         if len(body) > LARGE and body.count(b"{") + body.count(b"[") > 2 * self.limits.max_parts:
             raise TooLargeError(f"more than {2 * self.limits.max_parts} JSON objects in one request")
-        return _read_json(body)
+        return read_json(body)
 
     def _traces(self, body: bytes, as_json: bool) -> Decoded:
         if as_json:
@@ -241,10 +229,9 @@ class Intake:
         return Answer("ok", message, rejected=len(rejected) + outcome.refused)
 
     def _join(self, records: list[SpanContent], caller: Caller) -> Answer:
-        for record in records:
-            record.bound_session_id = caller.session_id
         if records:
-            self.pipeline.accept_logs(records)
+            self.pipeline.accept_content([content_record(record, caller.session_id) for record in records])
+            self.pipeline.sync()
         return Answer()
 
 
@@ -254,6 +241,24 @@ def _stamp(spans: Iterable[Span], caller: Caller) -> None:
     for span in spans:
         span.stamp.door_run_id = caller.run_id
         span.stamp.bound_session_id = caller.session_id
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def content_record(content: SpanContent, bound_session_id: str | None = None) -> dict[str, Any]:
+    """A log's content as the pipeline takes it."""
+    record = {
+        "trace_id": content.trace_id, "span_id": content.span_id, "time_ns": content.time_ns,
+        "attributes": _plain(content.attributes),
+    }
+    return record if bound_session_id is None else {**record, "bound_session_id": bound_session_id}
 
 
 def _first(rejected: list[str]) -> str:
