@@ -72,11 +72,11 @@ class Stamp:
     node_id: str | None = None
     step_id: str | None = None
     parent_event_id: str | None = None
-    automatic_run_id: str | None = None
-    """The run an owned database gets for this process when nobody named one; ranks below everything else."""
     door_run_id: str | None = None
     bound_session_id: str | None = None
     """The session a receiver's token is bound to: spans of other sessions are refused."""
+    automatic_run_id: str | None = None
+    """The run an owned database gets for this process when nobody named one; ranks below everything else."""
 
 
 @dataclass(slots=True)

@@ -446,8 +446,9 @@ class Journal:
         return [Parked(*row) for row in rows]
 
     def parked_counts(self) -> dict[str, int]:
-        """Parked records by reason."""
-        rows = self._query("SELECT reason, count(*) FROM parked GROUP BY reason") if self._has_state() else []
+        """Parked spans by reason (a parked row of `run()` or `node()` is no span)."""
+        rows = self._query(
+            "SELECT reason, count(*) FROM parked WHERE span_id IS NOT NULL GROUP BY reason") if self._has_state() else []
         return dict(rows)
 
     def opened_things(self) -> list[tuple[str, str, bytes]]:

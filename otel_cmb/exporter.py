@@ -1,0 +1,98 @@
+"""`CMBSpanExporter`: the database as an OpenTelemetry span exporter, to drop into any configuration."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from otel_cmb import config
+from otel_cmb.accounting import Stats
+from otel_cmb.context import with_environment
+from otel_cmb.errors import ConfigurationError, JournalError
+from otel_cmb.event import Stamp
+from otel_cmb.pipeline import Pipeline, get_pipeline, use_pipeline
+from otel_cmb.sdk import span_from_sdk
+
+__all__ = ["CMBSpanExporter", "exporters"]
+
+_log = logging.getLogger("otel_cmb")
+exporters: weakref.WeakSet[CMBSpanExporter] = weakref.WeakSet()
+"""Exporters made in this process: `post_instrument` gives each one's pipeline a processor."""
+
+
+class CMBSpanExporter(SpanExporter):
+    """Writes ended spans as rows of `execution_events`.
+
+    `export` returns SUCCESS when every event of the batch is **committed**, FAILURE when at least one is not; that one is
+    then in the journal (parked, or waiting for the database), not lost. Thread-safe. The constructor connects to nothing,
+    creates nothing and raises nothing, because the SDK would swallow it and the program would run untraced: a wrong
+    setting is reported by the first `export`.
+
+    Where a :class:`CMBSpanProcessor` of the same database is at work, the spans it has are left to it: `export` only
+    waits for their commit. Behind a bare `BatchSpanProcessor` spans are in memory until they are exported.
+
+    All parameters are plain scalars with defaults, so that declarative configuration can build it; see
+    :data:`otel_cmb.config.SETTINGS`.
+    """
+
+    def __init__(self, database_url: str | None = None, **settings: Any):
+        self._keywords = {"database_url": database_url, **settings}
+        self._pipeline: Pipeline | None = None
+        self._problem: str | None = None
+        self._shut_down = False
+        self._processed = False
+        exporters.add(self)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline of these settings. Raises :class:`ConfigurationError` for a wrong setting."""
+        if self._pipeline is None:
+            self._pipeline = get_pipeline(config.load(**self._keywords))
+            use_pipeline(self._pipeline)
+        return self._pipeline
+
+    def leave_to_processor(self) -> None:
+        """A processor of the same pipeline has all spans of this provider."""
+        self._processed = True
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        if self._shut_down:
+            return SpanExportResult.FAILURE
+        try:
+            pipeline = self.pipeline
+            timeout = pipeline.settings.export_timeout
+            if self._processed:
+                stored = pipeline.flush(timeout) and not pipeline.stats().parked
+                return SpanExportResult.SUCCESS if stored else SpanExportResult.FAILURE
+            stamp = with_environment(Stamp())
+            ticket = pipeline.accept([span_from_sdk(span, _copy(stamp)) for span in spans])
+            outcome = ticket.wait(timeout, through_outage=True)
+        except (ConfigurationError, JournalError) as error:
+            if str(error) != self._problem:
+                self._problem = str(error)
+                _log.error("otel-cmb: %d span(s) not stored: %s", len(spans), error)  # noqa: TRY400 - the message says all
+            return SpanExportResult.FAILURE
+        return SpanExportResult.SUCCESS if outcome.stored else SpanExportResult.FAILURE
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """True only if everything accepted before is committed or deliberately parked."""
+        return self._pipeline is None or self._pipeline.flush(timeout_millis / 1000)
+
+    def shutdown(self) -> None:
+        """Write what can be written within `shutdown_timeout`; later exports fail."""
+        self._shut_down = True
+        if self._pipeline is not None:
+            self._pipeline.shutdown()
+
+    def stats(self) -> Stats:
+        """See :class:`otel_cmb.accounting.Stats`."""
+        return self.pipeline.stats()
+
+
+def _copy(stamp: Stamp) -> Stamp:
+    return Stamp(run_id=stamp.run_id, session_id=stamp.session_id, node_id=stamp.node_id, step_id=stamp.step_id)

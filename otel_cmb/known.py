@@ -1,0 +1,265 @@
+"""What the database (and, beside an attached one, the state directory) remembers of a trace.
+
+Owned: rows of `execution_events`, skeletons of spans without a row in `otel_cmb_spans`, and in `otel_cmb_traces` who wrote
+the trace last: a copy in memory is good while that is ourselves. Attached: the rows, and the skeletons in a SQLite file
+of the state directory that all processes of this host share; a copy in memory is good while the rows' ids and states are
+the ones it knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection
+
+from otel_cmb import clock, mapper, rebuild
+from otel_cmb.binding import Binding
+from otel_cmb.config import Settings
+from otel_cmb.dialects import in_list, insert_sql, list_param, mark, qualified, timestamp
+from otel_cmb.event import Event, event_id, trace_id_range
+from otel_cmb.traces import Trace
+from otel_cmb.values import as_dict
+
+__all__ = ["Known"]
+
+_CHUNK = 100
+"""Traces asked for in one statement: keeps it under SQLite's limits on terms and expression depth."""
+
+SKELETONS_KEPT_NS = 24 * 3600 * 1_000_000_000
+
+
+class Known:
+    """Reads and saves what is known of traces, inside the store's transaction."""
+
+    def __init__(self, binding: Binding, settings: Settings, directory: str):
+        self._binding = binding
+        self._settings = settings
+        self._mark = mark(binding.dialect)
+        self._events = binding.tables["execution_events"].qualified
+        self._bodies: dict[str, dict[str, Any]] = {}
+        self._file = None if binding.owned else _SkeletonFile(directory)
+        self._cleaned = 0
+
+    def _own(self, table: str) -> str:
+        return qualified(table, self._binding.schema)
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    def markers(self, connection: Connection, trace_ids: Sequence[str]) -> dict[str, object]:
+        """For each trace that is known at all, something that changes when somebody else writes it."""
+        if not trace_ids:
+            return {}
+        if self._binding.owned:
+            table = self._own("otel_cmb_traces")
+            rows = connection.exec_driver_sql(
+                f"SELECT trace_id, writer FROM {table} WHERE {in_list(self._binding.dialect, 'trace_id')}",
+                (list_param(self._binding.dialect, trace_ids),))
+            return {row[0]: row[1] for row in rows}
+        found: dict[str, dict[str, str]] = {trace_id: {} for trace_id in trace_ids}
+        by_prefix = {_prefix(trace_id): trace_id for trace_id in trace_ids}
+        for row in self._ranged(connection, trace_ids, self._events, "id, status"):
+            found[by_prefix[row[0][:18]]][row[0]] = row[1]
+        assert self._file is not None
+        for id_, _ in self._file.load(trace_ids):
+            found[by_prefix[id_[:18]]][id_] = ""
+        return {trace_id: frozenset(rows.items()) for trace_id, rows in found.items() if rows}
+
+    def runs_of_traces(self, connection: Connection, trace_ids: Iterable[str]) -> dict[str, str]:
+        """The run of any stored event of each trace."""
+        found: dict[str, str] = {}
+        for chunk in _chunks(list(trace_ids)):
+            parts, values = [], []
+            for trace_id in chunk:
+                parts.append(
+                    f"SELECT * FROM (SELECT {self._mark} AS trace, run_id FROM {self._events} "
+                    f"WHERE id BETWEEN {self._mark} AND {self._mark} ORDER BY id LIMIT 1) AS one")
+                values += [trace_id, *trace_id_range(trace_id)]
+            found.update(tuple(row) for row in connection.exec_driver_sql(" UNION ALL ".join(parts), tuple(values)))
+        return found
+
+    def load(self, connection: Connection, trace_ids: Sequence[str]) -> list[Trace]:
+        """The traces as stored: facts of all their spans and the order numbers their rows hold."""
+        if not trace_ids:
+            return []
+        traces = {_prefix(trace_id): Trace(trace_id) for trace_id in trace_ids}
+        markers = self.markers(connection, trace_ids)
+        resolve = self._resolver(connection)
+        columns = ("id", "run_id", "execution_order", "inputs", "outputs", "error_message", "meta")
+        merged = []
+        for row in self._ranged(connection, trace_ids, self._events, ", ".join(columns)):
+            values = dict(zip(columns, row, strict=True))
+            trace = traces[values["id"][:18]]
+            trace.orders[values["id"]] = values["execution_order"]
+            for name in ("inputs", "outputs", "meta"):
+                values[name] = as_dict(values[name])
+            spans = rebuild.unpack(values, resolve)
+            if spans:
+                trace.know(values["id"], self._facts(spans[0], values["id"]))
+                merged += [(trace, span) for span in spans[1:]]
+        skeletons: Iterable[Any]
+        if self._binding.owned:
+            skeletons = self._ranged(connection, trace_ids, self._own("otel_cmb_spans"), "id, body")
+        else:
+            assert self._file is not None
+            skeletons = self._file.load(trace_ids)
+        for id_, body in skeletons:
+            trace = traces[id_[:18]]
+            facts = mapper.from_skeleton(orjson.loads(body))
+            trace.know(facts.id, facts)
+            trace.skeletons.add(facts.id)
+        for trace, span in merged:
+            id_ = event_id(span.trace_id, span.span_id)
+            if id_ in trace.facts:
+                id_ = event_id(span.trace_id, span.span_id, span.start_ns)
+            trace.know(id_, self._facts(span, id_))
+        for trace in traces.values():
+            trace.marker = markers.get(trace.trace_id)
+            trace.dirty = False
+            trace.touched.clear()
+        return list(traces.values())
+
+    def _facts(self, span: Any, id_: str) -> mapper.Facts:
+        settings = self._settings
+        return mapper.read(
+            span, id=id_, code_tools=settings.code_tools, record=settings.record, capture=settings.capture)
+
+    def _ranged(self, connection: Connection, trace_ids: Sequence[str], table: str, columns: str) -> Iterator[Any]:
+        for chunk in _chunks(trace_ids):
+            where = " OR ".join([f"id BETWEEN {self._mark} AND {self._mark}"] * len(chunk))
+            values = tuple(bound for trace_id in chunk for bound in trace_id_range(trace_id))
+            yield from connection.exec_driver_sql(f"SELECT {columns} FROM {table} WHERE {where}", values).fetchall()
+
+    def _resolver(self, connection: Connection) -> Any:
+        def resolve(digest: str) -> dict[str, Any]:
+            if digest not in self._bodies:
+                row = connection.exec_driver_sql(
+                    f"SELECT body FROM {self._own('otel_cmb_resources')} WHERE id = {self._mark}",
+                    (digest,)).fetchone()
+                if row is None:
+                    raise KeyError(digest)
+                if len(self._bodies) > 4096:
+                    self._bodies.clear()
+                self._bodies[digest] = orjson.loads(row[0])
+            return self._bodies[digest]
+
+        return resolve if self._binding.owned else None
+
+    # -- saving --------------------------------------------------------------------------------------------------------
+
+    def save(self, connection: Connection, changes: Sequence[tuple[Trace, Mapping[str, Event]]], writer: str) -> None:
+        """Skeletons of new spans without a row, and who wrote the traces."""
+        put: list[tuple[str, str]] = []
+        drop: list[str] = []
+        for trace, after in changes:
+            merged = {(span.span_id, span.start_ns) for event in after.values() for span in event.spans[1:]}
+            for id_ in trace.touched:
+                facts = trace.facts[id_]
+                if id_ in after or (facts.span.span_id, facts.span.start_ns) in merged:
+                    if id_ in trace.skeletons:
+                        drop.append(id_)
+                        trace.skeletons.discard(id_)
+                else:
+                    put.append((id_, orjson.dumps(mapper.skeleton(facts)).decode()))
+                    trace.skeletons.add(id_)
+            trace.touched.clear()
+        if self._file is not None:
+            self._file.save(put, drop)
+            for trace, after in changes:
+                states = {id_: event.status for id_, event in after.items()}
+                trace.marker = frozenset({**states, **dict.fromkeys(trace.skeletons, "")}.items())
+            return
+        self._save_owned(connection, put, drop)
+        self._sign(connection, [trace for trace, _ in changes], writer)
+
+    def _save_owned(self, connection: Connection, put: Sequence[tuple[str, str]], drop: Sequence[str]) -> None:
+        table, dialect = self._own("otel_cmb_spans"), self._binding.dialect
+        now = clock.now_ns()
+        if put:
+            seen = timestamp(dialect, "timestamp", now)
+            connection.exec_driver_sql(
+                insert_sql(dialect, table, ("id", "seen_at", "body"), conflict=("id",), update=("body",)),
+                [(id_, seen, body) for id_, body in sorted(put)])
+        if drop:
+            connection.exec_driver_sql(
+                f"DELETE FROM {table} WHERE {in_list(dialect, 'id')}", (list_param(dialect, drop),))
+        if put and now - self._cleaned > SKELETONS_KEPT_NS // 24:
+            self._cleaned = now
+            connection.exec_driver_sql(
+                f"DELETE FROM {table} WHERE seen_at < {self._mark}",
+                (timestamp(dialect, "timestamp", now - SKELETONS_KEPT_NS),))
+
+    def _sign(self, connection: Connection, traces: Sequence[Trace], writer: str) -> None:
+        rows = []
+        for trace in traces:
+            start = min(facts.span.start_ns for facts in trace.facts.values())
+            end = max(facts.span.end_ns or facts.span.start_ns for facts in trace.facts.values())
+            signature = (start, end)
+            if trace.marker == writer and trace.signed == signature:
+                continue
+            trace.marker, trace.signed = writer, signature
+            rows.append((trace.trace_id, writer, start, end))
+        if rows:
+            connection.exec_driver_sql(
+                insert_sql(self._binding.dialect, self._own("otel_cmb_traces"),
+                           ("trace_id", "writer", "start_ns", "end_ns"), conflict=("trace_id",),
+                           update=("writer", "start_ns", "end_ns")), sorted(rows))
+
+
+class _SkeletonFile:
+    """Skeletons of spans without a row, beside an attached database: shared by the processes of this host."""
+
+    def __init__(self, directory: str):
+        self._path = os.path.join(directory, "skeletons.db")
+        self._saves = 0
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        connection = sqlite3.connect(self._path, timeout=10, isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS skeletons (id TEXT PRIMARY KEY, seen INTEGER, body TEXT) WITHOUT ROWID")
+            yield connection
+        finally:
+            connection.close()
+
+    def load(self, trace_ids: Sequence[str]) -> list[tuple[str, str]]:
+        if not os.path.exists(self._path):
+            return []
+        found: list[tuple[str, str]] = []
+        with self._open() as connection:
+            for trace_id in trace_ids:
+                found += connection.execute(
+                    "SELECT id, body FROM skeletons WHERE id BETWEEN ? AND ?", trace_id_range(trace_id)).fetchall()
+        return found
+
+    def save(self, put: Sequence[tuple[str, str]], drop: Sequence[str]) -> None:
+        if not put and not drop:
+            return
+        os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
+        now = clock.now_ns()
+        with self._open() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany(
+                "INSERT OR REPLACE INTO skeletons VALUES (?, ?, ?)", [(id_, now, body) for id_, body in put])
+            connection.executemany("DELETE FROM skeletons WHERE id = ?", [(id_,) for id_ in drop])
+            if self._saves % 1000 == 0:
+                connection.execute("DELETE FROM skeletons WHERE seen < ?", (now - SKELETONS_KEPT_NS,))
+            connection.execute("COMMIT")
+        self._saves += 1
+
+
+def _prefix(trace_id: str) -> str:
+    """The part of an event id that all events of the trace share: 60 bits, with the version digit between."""
+    return trace_id_range(trace_id)[0][:18]
+
+
+def _chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(items), _CHUNK):
+        yield items[start : start + _CHUNK]

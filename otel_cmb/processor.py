@@ -1,0 +1,95 @@
+"""`CMBSpanProcessor`: live rows, context on every span, and a journal between the program and the database."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from opentelemetry import baggage
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+
+from otel_cmb import config
+from otel_cmb.accounting import Stats
+from otel_cmb.context import NODE_ID, PARENT_EVENT_ID, RUN_ID, SESSION_ID, STEP_ID, with_environment
+from otel_cmb.event import Stamp
+from otel_cmb.pipeline import Pipeline, get_pipeline, use_pipeline
+
+__all__ = ["CMBSpanProcessor"]
+
+_log = logging.getLogger("otel_cmb")
+_STAMPED = ((RUN_ID, "run_id"), (SESSION_ID, "session_id"), (NODE_ID, "node_id"), (STEP_ID, "step_id"))
+
+
+class CMBSpanProcessor(SpanProcessor):
+    """Writes spans into the database through a local journal.
+
+    When `on_end` returns, the span is in the journal and survives SIGKILL; its row is visible within 250 ms, for a running
+    span too. Neither `on_start` nor `on_end` raises or waits for the database. `force_flush` tells the truth and keeps to
+    its timeout. Keywords are the settings of :data:`otel_cmb.config.SETTINGS`; a wrong one raises
+    :class:`~otel_cmb.errors.ConfigurationError`. Nothing is opened or connected before the first span.
+    """
+
+    def __init__(self, database_url: str | None = None, **settings: Any):
+        self._pipeline = get_pipeline(config.load(database_url=database_url, **settings))
+        use_pipeline(self._pipeline)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        return self._pipeline
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Stamp run, node and step of the context on the span, and watch it."""
+        try:
+            stamp = self._stamp(span, parent_context)
+            self._pipeline.started(span, stamp)
+        except Exception:
+            _contain("on_start")
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """The span is in the journal when this returns."""
+        try:
+            self._pipeline.ended(span, None)
+        except Exception:
+            _contain("on_end")
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """True only if everything that ended before is committed or deliberately parked; False after the timeout."""
+        return self._pipeline.flush(timeout_millis / 1000)
+
+    def shutdown(self) -> None:
+        """Write what can be written within `shutdown_timeout`; the rest stays in the journal for the next process."""
+        self._pipeline.shutdown()
+
+    def stats(self) -> Stats:
+        """What was received, committed, merged, ignored, is pending, parked (by reason) or lost (by reason)."""
+        return self._pipeline.stats()
+
+    @staticmethod
+    def _stamp(span: Span, parent_context: Context | None) -> Stamp:
+        values = baggage.get_all(parent_context)
+        stamp = Stamp()
+        if values:
+            for key, name in _STAMPED:
+                value = values.get(key)
+                if value:
+                    setattr(stamp, name, str(value))
+                    if key not in (span.attributes or {}):
+                        span.set_attribute(key, str(value))
+            parent = values.get(PARENT_EVENT_ID)
+            stamp.parent_event_id = str(parent) if parent else None
+        attributes = span.attributes
+        if attributes:
+            # Attributes given at the start are remembered: a span with more than 128 of them drops its oldest.
+            for key, name in _STAMPED:
+                if key in attributes:
+                    setattr(stamp, name, str(attributes[key]))
+        return with_environment(stamp)
+
+
+def _contain(where: str) -> None:
+    """An error of ours never reaches the program; under test it does."""
+    if os.environ.get("OTEL_CMB_TESTING"):
+        raise  # noqa: PLE0704 - called from an except clause
+    _log.exception("otel-cmb: %s failed; the program goes on, this span may be missing", where)

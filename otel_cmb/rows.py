@@ -1,0 +1,159 @@
+"""Events to rows: the values of `execution_events`, `files` and `messages` in the order of the statement's columns.
+
+This is the hot path of the writer: what depends on the database only is decided once, in the constructor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import orjson
+
+from otel_cmb import rebuild
+from otel_cmb.binding import Binding
+from otel_cmb.dialects import SQLITE, insert_sql, update_sql
+from otel_cmb.event import Event, derived_id
+from otel_cmb.sanitize import clean, clean_text, fit
+
+__all__ = ["EventRows", "Placement", "json_fit", "json_text", "side_rows"]
+
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - rows hold naive UTC
+_EPOCH_AWARE = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_INT32 = 2**31 - 1
+
+
+def json_fit(value: Any) -> tuple[str, Any]:
+    """JSON text that every database takes (no NUL, no lone surrogate, no NaN), and the value it is the text of."""
+    try:
+        data = orjson.dumps(value)
+        if b"\\u0000" not in data:
+            return data.decode(), value
+    except (TypeError, ValueError, RecursionError):
+        pass
+    value = clean(value)
+    return orjson.dumps(value).decode(), value
+
+
+def json_text(value: Any) -> str:
+    """JSON text that every database takes."""
+    return json_fit(value)[0]
+
+
+class Placement:
+    """What the transaction decided for one event."""
+
+    __slots__ = ("node_id", "order", "parent_id", "session_id", "step_id")
+
+    def __init__(self, session_id: str, node_id: str | None, step_id: str | None, parent_id: str | None, order: int):
+        self.session_id, self.node_id, self.step_id = session_id, node_id, step_id
+        self.parent_id, self.order = parent_id, order
+
+
+class EventRows:
+    """Statements and values for one database's `execution_events`, `files` and `messages`."""
+
+    LINKS = ("parent_event_id", "depth", "execution_order")
+
+    def __init__(self, binding: Binding, intern: Callable[[dict[str, Any]], str] | None):
+        self._binding = binding
+        self._intern = intern
+        info = binding.tables["execution_events"]
+        fill = binding.fill.get("execution_events", {})
+        self.columns = tuple(name for name in _EVENT_COLUMNS if name in info.columns)
+        self._fill = tuple(fill.values())
+        self._lengths = {name: column.length for name, column in info.columns.items() if column.length}
+        self._time = _time_maker(binding, "execution_events", "timestamp")
+        self._wants = [name in info.columns for name in _EVENT_COLUMNS]
+        self._all = all(self._wants)
+        self.insert = insert_sql(binding.dialect, info.qualified, (*self.columns, *fill))
+        self._changing = tuple(name for name in self.columns if name != "id")
+        self.update = update_sql(binding.dialect, info.qualified, self._changing)
+        self.update_links = update_sql(binding.dialect, info.qualified, self.LINKS)
+
+    def insert_values(self, event: Event, place: Placement) -> tuple[Any, ...]:
+        return (*self._values(event, place), *self._fill)
+
+    def update_values(self, event: Event, place: Placement) -> tuple[Any, ...]:
+        values = self._values(event, place)
+        return (*values[1:], values[0])
+
+    def link_values(self, event: Event, place: Placement) -> tuple[Any, ...]:
+        return (place.parent_id, event.depth, place.order, event.id)
+
+    def _values(self, event: Event, place: Placement) -> tuple[Any, ...]:
+        started, completed = event.started_ns, event.completed_ns
+        start_time = self._time(started)
+        inputs = outputs = None
+        if event.inputs is not None:
+            inputs, event.inputs = json_fit(event.inputs)
+        if event.outputs is not None:
+            outputs, event.outputs = json_fit(event.outputs)
+        if event.error_message is not None and "\0" in event.error_message:
+            event.error_message = clean_text(event.error_message)
+        meta = dict(event.meta)
+        if event.spans:
+            meta["otel"] = rebuild.pack(event, self._intern)  # when the columns it refers to are final
+        if event.node_id is not None and place.node_id is None:
+            meta["node"] = event.node_id
+        if event.step_id is not None and place.step_id is None:
+            meta["step"] = event.step_id
+        length = self._lengths.get
+        values = (
+            event.id, event.run_id, place.node_id, place.step_id, place.session_id, place.parent_id,
+            fit(event.event_type, length("event_type", 50)), fit(event.event_subtype, length("event_subtype", 50)),
+            fit(event.agent_name, length("agent_name", 100)), fit(event.agent_role, length("agent_role", 50)),
+            start_time, start_time, None if completed is None else self._time(completed),
+            None if completed is None else min(max((completed - started) // 1_000_000, 0), _INT32),
+            inputs, outputs, event.error_message, json_text(meta) if meta else None,
+            place.order, event.depth, event.status,
+        )
+        if self._all:
+            return values
+        return tuple(value for value, wanted in zip(values, self._wants, strict=True) if wanted)
+
+
+_EVENT_COLUMNS = (
+    "id", "run_id", "node_id", "step_id", "session_id", "parent_event_id", "event_type", "event_subtype", "agent_name",
+    "agent_role", "timestamp", "started_at", "completed_at", "duration_ms", "inputs", "outputs", "error_message", "meta",
+    "execution_order", "depth", "status",
+)
+
+
+def _time_maker(binding: Binding, table: str, column: str) -> Callable[[int], Any]:
+    """Nanoseconds to what the column's driver takes: text on SQLite, naive UTC or aware UTC on PostgreSQL."""
+    if binding.dialect == SQLITE:
+        last: list[Any] = [None, ""]
+
+        def as_text(ns: int) -> str:
+            seconds, rest = divmod(ns // 1000, 1_000_000)
+            if seconds != last[0]:  # most events of a batch share a second
+                last[1] = (_EPOCH + timedelta(seconds=seconds)).isoformat(" ")
+                last[0] = seconds
+            return f"{last[1]}.{rest:06d}"
+
+        return as_text
+    aware = binding.tables[table].columns[column].kind == "timestamptz"
+    epoch = _EPOCH_AWARE if aware else _EPOCH
+    return lambda ns: epoch + timedelta(microseconds=ns // 1000)
+
+
+def side_rows(event: Event, place: Placement) -> list[tuple[str, dict[str, Any]]]:
+    """The `files` and `messages` rows that go with an event: table and values."""
+    rows: list[tuple[str, dict[str, Any]]] = []
+    for n, file in enumerate(event.files):
+        rows.append(("files", {
+            "id": derived_id(event.trace_id, event.span_id, f"file-row:{event.id}", n), "run_id": event.run_id,
+            "session_id": place.session_id, "step_id": place.step_id, "event_id": event.id, "node_id": place.node_id,
+            "file_path": file.file_path, "file_type": file.file_type, "size_bytes": file.size_bytes,
+            "created_at": event.completed_ns or event.started_ns, "generating_agent": event.agent_name,
+        }))
+    for n, message in enumerate(event.messages):
+        rows.append(("messages", {
+            "id": derived_id(event.trace_id, event.span_id, f"message-row:{event.id}", n), "run_id": event.run_id,
+            "session_id": place.session_id, "step_id": place.step_id, "event_id": event.id, "node_id": place.node_id,
+            "sender": message.sender, "recipient": message.recipient, "content": message.content,
+            "timestamp": event.started_ns, "tokens": message.tokens,
+        }))
+    return rows

@@ -1,0 +1,116 @@
+"""The OpenTelemetry SDK's span to ours. Runs on the instrumented thread: nothing is copied that need not be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opentelemetry.sdk.trace import ReadableSpan
+
+from otel_cmb.event import Link, Resource, Scope, Span, SpanEvent, Stamp
+
+__all__ = ["span_from_sdk"]
+
+_resources: dict[int, tuple[Any, Resource]] = {}
+_scopes: dict[int, tuple[Any, Scope]] = {}
+"""By identity, with the object itself, so that its id cannot be reused. A process has a handful of each."""
+
+REMOTE_KNOWN, REMOTE = 0x100, 0x200
+"""OTLP span flags (opentelemetry-proto v1.11.0): whether the parent is remote is known, and that it is."""
+
+
+def span_from_sdk(span: ReadableSpan, stamp: Stamp | None = None) -> Span:
+    """A :class:`Span` with the values of the SDK's, started or ended. Attribute values become lists and dicts where the
+    SDK has tuples and mappings."""
+    context = span.get_span_context()
+    assert context is not None
+    parent = span.parent
+    status = span.status
+    flags = int(context.trace_flags) | REMOTE_KNOWN
+    parent_span_id = None
+    if parent is not None:
+        parent_span_id = f"{parent.span_id:016x}"
+        if parent.is_remote:
+            flags |= REMOTE
+    return Span(
+        trace_id=f"{context.trace_id:032x}",
+        span_id=f"{context.span_id:016x}",
+        name=span.name,
+        start_ns=span.start_time or 0,
+        end_ns=span.end_time,
+        parent_span_id=parent_span_id,
+        kind=span.kind.value + 1,
+        status_code=status.status_code.value,
+        status_message=status.description or "",
+        attributes=_attributes(span.attributes),
+        events=[
+            SpanEvent(event.name, event.timestamp, _attributes(event.attributes), _dropped(event.attributes))
+            for event in span.events
+        ] if span.events else [],
+        links=[
+            Link(f"{link.context.trace_id:032x}", f"{link.context.span_id:016x}", link.context.trace_state.to_header(),
+                 _attributes(link.attributes), _dropped(link.attributes), int(link.context.trace_flags))
+            for link in span.links
+        ] if span.links else [],
+        resource=_resource(span.resource),
+        scope=_scope(span.instrumentation_scope),
+        trace_state=context.trace_state.to_header() if context.trace_state else "",
+        flags=flags,
+        dropped_attributes=span.dropped_attributes,
+        dropped_events=span.dropped_events,
+        dropped_links=span.dropped_links,
+        stamp=stamp if stamp is not None else Stamp(),
+    )
+
+
+def _attributes(attributes: Any) -> dict[str, Any]:
+    if not attributes:
+        return {}
+    for _ in range(10):
+        try:
+            copied = dict(attributes)
+            break
+        except RuntimeError:  # a running span got an attribute meanwhile
+            continue
+    else:
+        copied = {}
+    for key, value in copied.items():
+        kind = type(value)
+        if kind is not str and kind is not int and kind is not float and kind is not bool and value is not None:
+            copied[key] = _plain(value)
+    return copied
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (str, bytes, bool, int, float)) or value is None:
+        return value
+    if hasattr(value, "items"):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _dropped(attributes: Any) -> int:
+    return int(getattr(attributes, "dropped", 0) or 0)
+
+
+def _resource(resource: Any) -> Resource:
+    found = _resources.get(id(resource))
+    if found is None:
+        if len(_resources) >= 64:
+            _resources.clear()
+        made = Resource(_attributes(resource.attributes), resource.schema_url or "") if resource is not None else Resource()
+        found = _resources[id(resource)] = (resource, made)
+    return found[1]
+
+
+def _scope(scope: Any) -> Scope:
+    found = _scopes.get(id(scope))
+    if found is None:
+        if len(_scopes) >= 256:
+            _scopes.clear()
+        made = Scope(
+            scope.name or "", scope.version or "", _attributes(getattr(scope, "attributes", None)), scope.schema_url or "",
+        ) if scope is not None else Scope()
+        found = _scopes[id(scope)] = (scope, made)
+    return found[1]

@@ -1,0 +1,121 @@
+"""What is known of the traces being written: the facts of their spans, the events those gave, the order numbers held.
+
+A trace is the unit of consistency: pass 2 (`assemble`) looks at all its known spans, so before a batch is written the
+trace's earlier spans are needed. They come from memory while nobody else wrote the trace, else from the database.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from otel_cmb import mapper
+from otel_cmb.assemble import assemble
+from otel_cmb.event import Event, Span, event_id
+from otel_cmb.mapper import Facts
+
+__all__ = ["Admission", "Trace", "TraceCache"]
+
+NEW, COMPLETED, DUPLICATE, CONFLICT = "new", "completed", "duplicate", "conflict"
+
+
+@dataclass(slots=True)
+class Admission:
+    """What became of a span offered to its trace."""
+
+    verdict: str
+    id: str = ""
+
+
+@dataclass(slots=True)
+class Trace:
+    """The known spans of one trace and what is stored of them."""
+
+    trace_id: str
+    facts: dict[str, Facts] = field(default_factory=dict)
+    """By event id (also of spans that have no row of their own)."""
+    by_span: dict[str, list[str]] = field(default_factory=dict)
+    """Span id to event ids: more than one where the ids were reused."""
+    events: dict[str, Event] = field(default_factory=dict)
+    """As stored, by event id, in the order of `assemble`."""
+    orders: dict[str, int] = field(default_factory=dict)
+    skeletons: set[str] = field(default_factory=set)
+    """Ids stored as skeletons: spans that are no events."""
+    marker: object = None
+    """What the database said about this trace when it was last read or written."""
+    signed: tuple[int, int] | None = None
+    """Start and end as last written to `otel_cmb_traces`."""
+    touched: set[str] = field(default_factory=set)
+    """Ids known or completed since the last save."""
+    dirty: bool = False
+
+    def know(self, id: str, facts: Facts) -> None:  # noqa: A002
+        self.facts[id] = facts
+        self.touched.add(id)
+        ids = self.by_span.setdefault(facts.span.span_id, [])
+        if id not in ids:
+            ids.append(id)
+
+    def admit(self, span: Span, *, code_tools: Collection[str], record: str, capture: Collection[str]) -> Admission:
+        """Take a span in, whatever came before it: start after end, twice, with ids used before."""
+        ids = self.by_span.get(span.span_id, ())
+        for known_id in ids:
+            known = self.facts[known_id].span
+            if known.start_ns != span.start_ns:
+                continue
+            if known.stamp.run_id != span.stamp.run_id:
+                return Admission(CONFLICT, known_id)
+            if _rank(span) <= _rank(known):
+                return Admission(DUPLICATE, known_id)
+            self.know(known_id, mapper.read(span, id=known_id, code_tools=code_tools, record=record, capture=capture))
+            self.dirty = True
+            return Admission(COMPLETED, known_id)
+        if ids and self.facts[ids[0]].span.stamp.run_id != span.stamp.run_id:
+            return Admission(CONFLICT, ids[0])
+        new_id = event_id(span.trace_id, span.span_id, span.start_ns if ids else None)
+        self.know(new_id, mapper.read(span, id=new_id, code_tools=code_tools, record=record, capture=capture))
+        self.dirty = True
+        return Admission(NEW, new_id)
+
+    def assembled(self, record: str) -> dict[str, Event]:
+        """The events as they should be now, parents before children."""
+        return {event.id: event for event in assemble(self.facts.values(), record=record)}
+
+
+def _rank(span: Span) -> int:
+    """Which of two records of one span says more: running < its process died < ended."""
+    if span.end_ns is not None:
+        return 2
+    return 1 if span.died else 0
+
+
+class TraceCache:
+    """The traces written lately, bounded by their number of spans."""
+
+    def __init__(self, max_spans: int = 3000):
+        self._traces: OrderedDict[str, Trace] = OrderedDict()
+        self._max_spans = max_spans
+
+    def get(self, trace_id: str) -> Trace | None:
+        trace = self._traces.get(trace_id)
+        if trace is not None:
+            self._traces.move_to_end(trace_id)
+        return trace
+
+    def put(self, trace: Trace) -> None:
+        self._traces[trace.trace_id] = trace
+        self._traces.move_to_end(trace.trace_id)
+
+    def drop(self, trace_id: str) -> None:
+        self._traces.pop(trace_id, None)
+
+    def clear(self) -> None:
+        self._traces.clear()
+
+    def shrink(self) -> None:
+        """Forget the oldest; the newest trace stays whatever its size, it will be needed next."""
+        total = sum(len(trace.facts) for trace in self._traces.values())
+        while total > self._max_spans and len(self._traces) > 1:
+            _, trace = self._traces.popitem(last=False)
+            total -= len(trace.facts)
