@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import fields
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -25,7 +27,8 @@ from otel_cmb.event import KIND_INTERNAL, Event, Link, Resource, Scope, Span, Sp
 
 __all__ = ["Interner", "content_id", "decode", "encode", "pack", "unpack"]
 
-_STAMP = ("run_id", "session_id", "node_id", "step_id", "parent_event_id", "door_run_id", "bound_session_id")
+_STAMP = tuple(item.name for item in fields(Stamp))
+_stamp_values = attrgetter(*_STAMP)
 
 
 # The row's form.
@@ -206,7 +209,7 @@ def _scope_body(scope: Scope) -> dict[str, Any]:
 
 
 def _stamp_body(stamp: Stamp) -> dict[str, Any]:
-    return {name: value for name in _STAMP if (value := getattr(stamp, name)) is not None}
+    return {name: value for name, value in zip(_STAMP, _stamp_values(stamp), strict=True) if value is not None}
 
 
 def _pack_span_event(event: SpanEvent, places: references.Places) -> dict[str, Any]:
@@ -336,7 +339,6 @@ _decoded: dict[bytes, Any] = {}
 
 def encode(span: Span) -> bytes:
     """The span as bytes, exact. May hold any byte but never a raw line break. About 6 µs for a dozen attributes."""
-    stamp = span.stamp
     body = [
         span.trace_id, span.span_id, span.parent_span_id or _none(span.parent_span_id), span.name, span.kind,
         span.start_ns, -1 if span.end_ns is None else span.end_ns, span.attributes,
@@ -349,13 +351,7 @@ def encode(span: Span) -> bytes:
         if span.links else 0,
         span.status_code, span.status_message, span.trace_state, span.flags,
         span.dropped_attributes, span.dropped_events, span.dropped_links,
-        [
-            stamp.run_id or _none(stamp.run_id), stamp.session_id or _none(stamp.session_id),
-            stamp.node_id or _none(stamp.node_id), stamp.step_id or _none(stamp.step_id),
-            stamp.parent_event_id or _none(stamp.parent_event_id), stamp.door_run_id or _none(stamp.door_run_id),
-            stamp.bound_session_id or _none(stamp.bound_session_id),
-            stamp.automatic_run_id or _none(stamp.automatic_run_id),
-        ],
+        [0 if value is None else value for value in _stamp_values(span.stamp)],
         span.died,
     ]
     return _SEPARATOR.join((tagged.dumps(body), _encoded_shared(span.resource), _encoded_shared(span.scope)))

@@ -1,0 +1,292 @@
+"""Secrets replaced before anything is written. Pure; runs on the thread that ended the span.
+
+:class:`Redactor` replaces what looks like a secret in every text of a span, and the whole value of an attribute whose
+key names one. Nothing can prove that a text holds no secret: the patterns are those whose form is known. For more there
+is a hook. What content is kept at all is another switch: :mod:`otel_cmb.capture`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from otel_cmb.capture import Capture, strip_content
+from otel_cmb.event import Resource, Scope, Span
+
+__all__ = ["DEFAULT", "FAILED", "Capture", "Hook", "Pattern", "Redactor", "install_hook", "strip_content"]
+
+Hook = Callable[[str, str], str]
+"""`hook(key, text) -> text`: the attribute's key (or `name`, `status_message`, `event`) and one text of it."""
+
+FAILED = "[redacted: the redaction hook failed]"
+_RUN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """One kind of secret. `needles` are lower-case texts one of which is in every match: the regular expression runs
+    only where one is found (none: everywhere, which costs). `replacement` is a template of :func:`re.sub`. `run`: every
+    match holds 20 letters, digits, `_` or `-` in a row, which prose rarely does."""
+
+    name: str
+    needles: tuple[str, ...]
+    regex: re.Pattern[str]
+    replacement: str
+    run: bool = False
+
+
+def _words(name: str, needles: Iterable[str], regex: str, replacement: str) -> Pattern:
+    return Pattern(name, tuple(needles), re.compile(regex), replacement)
+
+
+def _token(name: str, needles: Iterable[str], regex: str) -> Pattern:
+    return Pattern(name, tuple(needles), re.compile(regex), f"[redacted: {name}]", run=True)
+
+
+_NAMES = (
+    r"(?:pass(?:word|wd|phrase)|api[_-]?key|(?:client|app|shared)[_-]?secret|secret[_-]?(?:access[_-]?)?key"
+    r"|(?:access|refresh|auth|bearer|session|id)[_-]?token|private[_-]?key|account[_-]?key)"
+)
+# In an assignment without quotes the right side may be code that names the secret without holding it.
+_CODE = (
+    r"(?!\[redacted|os\.|env\b|environ|getenv|process\.|self\.|config|settings|none\b|null\b|true\b|false\b|str\b|input\("
+    r"|optional|[a-z_.]+\(|[a-z_.]+\[|[<{$*])"
+)
+
+DEFAULT: tuple[Pattern, ...] = (
+    _words("private key", ("-----begin",),
+           r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\Z)",
+           "[redacted: private key]"),
+    _token("JWT", ("eyj",), r"\beyJ[A-Za-z0-9_-]{17,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?"),
+    _words("authorization", ("bearer ", "authorization"),
+           r"((?i:\bbearer\s+|authorization[\"'\\]*\s*[:=]\s*[\"'\\]*(?:[a-z-]+\s+)?))"
+           r"(?!\[redacted)(?=[a-z.~+/=_-]*[0-9A-Z=+/])[A-Za-z0-9._~+/=-]{8,}", r"\1[redacted: authorization]"),
+    _token("API key", ("sk-", "sk_", "rk_", "pk-lf-"),
+           r"(?<![A-Za-z0-9])(?:(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,}"
+           r"|(?:sk|pk-lf)-(?=[A-Za-z_-]*[0-9A-Z])[A-Za-z0-9_-]{17,})"),
+    _token("GitHub token", ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
+           r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,})"),
+    _token("GitLab token", ("glpat-",), r"\bglpat-[A-Za-z0-9_-]{20,}"),
+    _token("AWS key", ("akia", "asia"), r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
+    _token("Slack token", ("xox",), r"\bxox[abeprs]-[A-Za-z0-9-]{15,}"),
+    _token("Google key", ("aiza", "ya29."), r"\b(?:AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_-]{20,})"),
+    _token("Hugging Face token", ("hf_",), r"\bhf_[A-Za-z0-9]{30,}"),
+    _words("password", ("://",), r"(://[^\s:/@\"'<>\\]*:)(?!\[redacted)[^\s/@\"'<>\\]+(?=@)",
+           r"\1[redacted: password]"),
+    _words("secret", ("passw", "passphrase", "key", "secret", "token"),
+           rf"(?i)({_NAMES}(?:\\*[\"'])?\s*(?:[:=]|=>)\s*(?P<quote>\\*[\"']))(?!\[redacted)"
+           r"(?:(?!(?P=quote))(?:\\.|[\s\S])){1,4096}", r"\1[redacted: secret]"),
+    _words("secret", ("passw", "passphrase", "key", "secret", "token"),
+           rf"(?i)({_NAMES}(?P<quote>\\*[\"'])\s*:\s*)-?[0-9][0-9.]{{3,}}",
+           r"\1\g<quote>[redacted: secret]\g<quote>"),
+    _words("secret", ("passw", "passphrase", "key", "secret", "token"),
+           rf"(?i)({_NAMES}\s*[:=]\s*){_CODE}[^\s\"'\\,;&)}}\]]{{4,}}", r"\1[redacted: secret]"),
+)
+
+_SECRET_KEY = re.compile(
+    rf"(?i)(?:^|[._-])(?:(?:proxy[_-])?authorization|(?:x[_-])?{_NAMES}|(?:set[_-])?cookie|credentials?|secret|passwd|pwd)$"
+)
+_MAX_KEYS = 4096
+_MAX_DEPTH = 40
+
+_installed: list[Hook] = []
+
+
+def install_hook(hook: Hook | None) -> None:
+    """The hook of every :class:`Redactor` of this process that was given none. `None` takes it away."""
+    _installed[:] = [] if hook is None else [hook]
+
+
+_IN_A_RUN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
+_RUNS = bytes(97 if byte in _IN_A_RUN else 32 for byte in range(256))
+_RUN_NEEDLE = b"a" * _RUN
+_SHORT = 64
+_T = TypeVar("_T")
+
+
+class Redactor:
+    """Replaces secrets in spans. `hook`, if given, sees every text after the patterns; when it raises, or returns no
+    text, the whole text is replaced and `hook_failures` counts it: it fails closed.
+
+    About 4 µs for a dozen attributes with a 600-byte prompt and a 400-byte answer in which nothing is found.
+    """
+
+    def __init__(self, patterns: tuple[Pattern, ...] = DEFAULT, hook: Hook | None = None) -> None:
+        self.patterns = patterns
+        self.hook = hook
+        self.replaced = 0
+        self.hook_failures = 0
+        self._blind = any(not pattern.needles for pattern in patterns)
+        self._words = tuple({needle for pattern in patterns if not pattern.run for needle in pattern.needles})
+        self._tokens = tuple({needle for pattern in patterns if pattern.run for needle in pattern.needles})
+        self._plain_keys: set[str] = set()
+        self._plain_texts: set[str] = set()
+        self._shared: dict[int, tuple[Any, Any]] = {}
+
+    def span(self, span: Span) -> int:
+        """Replace what is secret in all texts of `span` and return how many replacements were made. Attribute dicts and
+        shared objects (resource, scope) are replaced, never changed."""
+        before = self.replaced
+        hook = self.hook or (_installed[0] if _installed else None)
+        if hook is not None or self._suspicious(span):
+            self._all(span, hook)
+        span.resource = self._once(span.resource, hook)
+        span.scope = self._once(span.scope, hook)
+        return self.replaced - before
+
+    def text(self, text: str, key: str = "") -> str:
+        """One text, for what is no span (a task description, a file's content)."""
+        return self._text(key, text, self.hook or (_installed[0] if _installed else None))
+
+    # The fast path: one look over everything that could hold a secret.
+
+    def _suspicious(self, span: Span) -> bool:
+        texts = [span.name]
+        if span.status_message:
+            texts.append(span.status_message)
+        if self._blind or not self._gather(span.attributes, texts):
+            return True
+        for event in span.events:
+            texts.append(event.name)
+            if not self._gather(event.attributes, texts):
+                return True
+        for link in span.links:
+            if not self._gather(link.attributes, texts):
+                return True
+        return self._hit("\n".join(texts))
+
+    def _hit(self, text: str) -> bool:
+        """Whether a pattern may match."""
+        lowered = text.lower()
+        for needle in self._words:
+            if needle in lowered:
+                return True
+        if _RUN_NEEDLE in text.encode("utf-8", "replace").translate(_RUNS):
+            for needle in self._tokens:
+                if needle in lowered:
+                    return True
+        return False
+
+    def _gather(self, attributes: dict[str, Any], texts: list[str]) -> bool:
+        """Add the texts to look at; False when the slow path has to look."""
+        if not self._plain_keys.issuperset(attributes) and not self._learn(attributes):
+            return False
+        known = self._plain_texts
+        for value in attributes.values():
+            kind = type(value)
+            if kind is str:
+                if len(value) > _SHORT:
+                    texts.append(value)
+                elif value not in known:
+                    if self._hit(value):
+                        return False
+                    self._remember(value)
+            elif kind is list:
+                for item in value:
+                    if type(item) is str:
+                        if item not in known:
+                            texts.append(item)
+                    elif type(item) in (dict, list, bytes):
+                        return False
+            elif kind is dict or kind is bytes:
+                return False
+        return True
+
+    def _remember(self, text: str) -> None:
+        """Short texts repeat from span to span (models, agents, run ids)."""
+        if len(self._plain_texts) >= _MAX_KEYS:
+            self._plain_texts.clear()
+        self._plain_texts.add(text)
+
+    def _learn(self, attributes: dict[str, Any]) -> bool:
+        if len(self._plain_keys) > _MAX_KEYS:
+            self._plain_keys.clear()
+        for key in attributes:
+            if _SECRET_KEY.search(key):
+                return False
+            self._plain_keys.add(key)
+        return True
+
+    # The slow path: walk and replace.
+
+    def _all(self, span: Span, hook: Hook | None) -> None:
+        span.name = self._text("name", span.name, hook)
+        if span.status_message:
+            span.status_message = self._text("status_message", span.status_message, hook)
+        if span.trace_state:
+            span.trace_state = self._text("trace_state", span.trace_state, hook)
+        span.attributes = self._attributes(span.attributes, hook)
+        for event in span.events:
+            event.name = self._text("event", event.name, hook)
+            event.attributes = self._attributes(event.attributes, hook)
+        for link in span.links:
+            link.attributes = self._attributes(link.attributes, hook)
+
+    def _attributes(self, attributes: dict[str, Any], hook: Hook | None) -> dict[str, Any]:
+        return self._mapping(attributes, hook, 0) if attributes else attributes
+
+    def _mapping(self, mapping: dict[str, Any], hook: Hook | None, depth: int) -> dict[str, Any]:
+        return {
+            key: self._secret_value(key, value) if key not in self._plain_keys and _SECRET_KEY.search(key)
+            else self._value(key, value, hook, depth)
+            for key, value in mapping.items()
+        }
+
+    def _secret_value(self, key: str, value: Any) -> Any:
+        """The whole value of an attribute whose key names a secret."""
+        marker = f"[redacted: {key[-40:]}]"
+        if value is None or type(value) is bool or value in ("", marker):
+            return value
+        self.replaced += 1
+        return marker
+
+    def _value(self, key: str, value: Any, hook: Hook | None, depth: int) -> Any:
+        kind = type(value)
+        if kind is str:
+            return self._text(key, value, hook)
+        if kind is list and depth < _MAX_DEPTH:
+            return [self._value(key, item, hook, depth + 1) for item in value]
+        if kind is dict and depth < _MAX_DEPTH:
+            return self._mapping(value, hook, depth + 1)
+        if kind is bytes:
+            text = value.decode("utf-8", "surrogateescape")
+            found = self._text(key, text, hook)
+            return value if found == text else found.encode("utf-8", "surrogateescape")
+        return value
+
+    def _text(self, key: str, text: str, hook: Hook | None) -> str:
+        lowered = text.lower()
+        for pattern in self.patterns:
+            if not pattern.needles or any(needle in lowered for needle in pattern.needles):
+                text, found = pattern.regex.subn(pattern.replacement, text)
+                self.replaced += found
+        if hook is None:
+            return text
+        try:
+            result = hook(key, text)
+        except Exception:  # noqa: BLE001 - foreign code; the text must not pass
+            result = None
+        if type(result) is not str:
+            self.hook_failures += 1
+            self.replaced += 1
+            return FAILED
+        self.replaced += result != text
+        return result
+
+    # Shared by many spans: looked at once.
+
+    def _once(self, shared: _T, hook: Hook | None) -> _T:
+        known = self._shared.get(id(shared))
+        if known is None:
+            result: Any = shared
+            if isinstance(shared, (Resource, Scope)):
+                attributes = self._attributes(shared.attributes, hook)
+                if attributes != shared.attributes:
+                    result = replace(shared, attributes=attributes)
+            if len(self._shared) >= 256:
+                self._shared.clear()
+            known = self._shared[id(shared)] = (shared, result)
+            self._shared[id(result)] = (result, result)
+        return known[1]  # type: ignore[no-any-return]
