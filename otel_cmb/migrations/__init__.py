@@ -24,6 +24,8 @@ HEAD = "0001"
 
 KNOWN = ("0001",)
 
+ATTEMPTS = 5
+
 _UPGRADE_KEY = 7021951342208138
 _alembic_lock = threading.Lock()  # Alembic's `context` and `op` are globals of the process
 
@@ -73,13 +75,21 @@ def upgrade(engine: Engine, settings: Settings, schema: str | None = None) -> st
     with engine.connect() as connection:
         if connection.dialect.name == SQLITE:
             _use_wal(connection, settings.busy_timeout)
-        try:
-            _upgrade(connection, schema)
-        except DBAPIError as error:
-            # Without a lock that all engines have, two can make the same table: the second finds it made.
-            connection.rollback()
-            if classify(error).fault is Fault.OUTAGE or current(connection, schema) != HEAD:
-                raise
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                _upgrade(connection, schema)
+                break
+            except DBAPIError as error:
+                # Without a lock that all engines have, two make the same table: the second finds it made, or waits.
+                if connection.invalidated:
+                    raise
+                connection.rollback()
+                if current(connection, schema) == HEAD:
+                    break
+                if classify(error).fault is not Fault.OUTAGE or attempt == ATTEMPTS:
+                    raise
+                connection.rollback()
+                time.sleep(0.1 * attempt)
         connection.rollback()
         return current(connection, schema) or ""
 

@@ -51,7 +51,7 @@ class Proxy:
         for thread in self._threads:
             thread.join(5)
 
-    def __enter__(self) -> Proxy:
+    def __enter__(self) -> Proxy:  # noqa: PYI034
         return self
 
     def __exit__(
