@@ -41,7 +41,7 @@ class CMBSpanExporter(SpanExporter):
     """
 
     def __init__(self, database_url: str | None = None, **settings: Any):
-        self._keywords = {"database_url": database_url, **settings}
+        self.keywords = {"database_url": database_url, **settings}
         self._pipeline: Pipeline | None = None
         self._problem: str | None = None
         self._shut_down = False
@@ -52,7 +52,7 @@ class CMBSpanExporter(SpanExporter):
     def pipeline(self) -> Pipeline:
         """The pipeline of these settings. Raises :class:`ConfigurationError` for a wrong setting."""
         if self._pipeline is None:
-            self._pipeline = get_pipeline(config.load(**self._keywords))
+            self._pipeline = get_pipeline(config.load(**self.keywords))
             use_pipeline(self._pipeline)
         return self._pipeline
 

@@ -160,7 +160,9 @@ class Store:
         with self._engine.connect() as connection:
             found = self._workflow.find_runs(connection, [name])
         if name not in found:
-            raise RunNotFoundError(missing_run(name, self._settings))
+            raise RunNotFoundError(
+                f"run {name!r} is not in workflow_runs of {safe_url(self._settings.database_url)}; expected the id of a committed "
+                "run (see `otel-cmb runs`); make one with otel_cmb.run(), or commit the application's first")
         return found[name]
 
     # -- the transaction -----------------------------------------------------------------------------------------------
