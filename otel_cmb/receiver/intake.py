@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 import time
 import zlib
@@ -26,13 +25,14 @@ from otel_cmb.otlp import (
     log_records_from_json,
     log_records_from_request,
 )
+from otel_cmb.otlp_clean import content_record
 from otel_cmb.otlp_json import read_json
 from otel_cmb.otlp_wire import TooManyPartsError, check_parts, parse
 from otel_cmb.receiver.answers import Answer
 from otel_cmb.receiver.gate import Budget
 from otel_cmb.receiver.tokens import Caller
 
-__all__ = ["Intake", "Limits", "Pipeline", "content_record", "inflate"]
+__all__ = ["Intake", "Limits", "Pipeline", "inflate"]
 
 _LOG = logging.getLogger("otel_cmb.receiver")
 MIB = 1_048_576
@@ -241,24 +241,6 @@ def _stamp(spans: Iterable[Span], caller: Caller) -> None:
     for span in spans:
         span.stamp.door_run_id = caller.run_id
         span.stamp.bound_session_id = caller.session_id
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON can hold it."""
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def content_record(content: SpanContent, bound_session_id: str | None = None) -> dict[str, Any]:
-    """A log's content as the pipeline takes it."""
-    record = {
-        "trace_id": content.trace_id, "span_id": content.span_id, "time_ns": content.time_ns,
-        "attributes": _plain(content.attributes),
-    }
-    return record if bound_session_id is None else {**record, "bound_session_id": bound_session_id}
 
 
 def _first(rejected: list[str]) -> str:

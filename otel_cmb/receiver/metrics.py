@@ -66,6 +66,10 @@ def render(house: House) -> str:
     )
     lines += _family("otel_cmb_receiver_requests_inside", "gauge", "Requests being read or worked on.",
                      [({}, house.reading.inside)])
+    lines += _family("otel_cmb_journal_bytes", "gauge", "Size of this process's journal.",
+                     [({}, _number(_stat(stats, "journal_bytes")))])
+    lines += _family("otel_cmb_database_up", "gauge", "1 while the database takes what is written, 0 while it is away.",
+                     [({}, 0.0 if _stat(stats, "last_error") else 1.0)])
     lines += _family("otel_cmb_receiver_waiting_bytes", "gauge", "Bytes of requests waiting for their commit.",
                      [({}, intake.budget.used)])
     return "\n".join(lines) + "\n"
