@@ -1,0 +1,1 @@
+"""What the AG2 tests share: a scripted model, an instrumented process, and a way to count what was recorded."""
