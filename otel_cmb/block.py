@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    "AGENT_KEY", "TRACER_KEY", "Block", "agent_of", "current_agent", "inputs_of", "instant", "label", "meta_of", "number",
-    "texts",
+    "AGENT_KEY", "TRACER_KEY", "Block", "agent_of", "current_agent", "inputs_of", "instant", "label", "meta_of",
+    "number", "texts",
 ]
 
 AGENT_KEY = create_key("otel_cmb-agent")

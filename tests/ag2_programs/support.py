@@ -14,13 +14,14 @@ from opentelemetry.trace import StatusCode
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
-from scripted_server import ScriptedServer, call, calls, say  # noqa: E402
+from scripted_server import ScriptedServer, call, calls, say
 
 __all__ = ["Recorded", "ScriptedServer", "call", "calls", "llm", "python", "say"]
 
 
 def llm(server: ScriptedServer) -> dict[str, Any]:
-    return {"config_list": [{"model": "gpt-4o-mini", "api_key": "none", "base_url": server.base_url}], "cache_seed": None}
+    config = {"model": "gpt-4o-mini", "api_key": "none", "base_url": server.base_url}
+    return {"config_list": [config], "cache_seed": None}
 
 
 def python(code: str) -> dict[str, Any]:
