@@ -14,7 +14,7 @@ from otel_cmb.event import Span
 
 MAX_DEPTH = 64
 """Deepest nesting kept of an attribute value (the OpenTelemetry specification v1.60 sets the same limit)."""
-TOO_DEEP = "[nested deeper than 64 levels]"
+TOO_DEEP = "[nested too deep]"
 MAX_TIME_NS = 2**63 - 1
 """Times are uint64 in OTLP; the last instant a signed column holds is in the year 2262."""
 ZERO_TRACE, ZERO_SPAN = "0" * 32, "0" * 16

@@ -305,7 +305,11 @@ def json_attributes(attributes: dict[str, Any], depth: int = 0) -> list[dict[str
 
 def _filled(items: dict[str, Any]) -> dict[str, Any]:
     """Without the fields that have their default value, as protobuf's JSON mapping writes it."""
-    return {key: value for key, value in items.items() if value not in ("", 0, "0", None, [], {})}
+    return {key: value for key, value in items.items() if value not in ("", 0, None, [], {})}
+
+
+def _nanoseconds(value: int | None) -> str | None:
+    return str(value) if value else None
 
 
 def json_span(span: Span) -> dict[str, Any]:
@@ -318,13 +322,13 @@ def json_span(span: Span) -> dict[str, Any]:
         "flags": span.flags,
         "name": span.name,
         "kind": span.kind,
-        "startTimeUnixNano": str(span.start_ns),
-        "endTimeUnixNano": str(span.end_ns or 0),
+        "startTimeUnixNano": _nanoseconds(span.start_ns),
+        "endTimeUnixNano": _nanoseconds(span.end_ns),
         "attributes": json_attributes(span.attributes),
         "droppedAttributesCount": span.dropped_attributes,
         "events": [
             _filled({
-                "timeUnixNano": str(event.time_ns), "name": event.name,
+                "timeUnixNano": _nanoseconds(event.time_ns), "name": event.name,
                 "attributes": json_attributes(event.attributes), "droppedAttributesCount": event.dropped_attributes,
             })
             for event in span.events

@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
+MAX_LEVEL = 90
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -145,8 +146,12 @@ def _text(value: str) -> str:
     return value
 
 
-def set_value(target: AnyValue, value: Any, depth: int = 0) -> None:
-    """Write a Python value into an AnyValue. Integers beyond 64 bits and foreign types become their text."""
+def set_value(target: AnyValue, value: Any, level: int = 5) -> None:
+    """Write a Python value into an AnyValue. Integers beyond 64 bits and foreign types become their text.
+
+    `level`: how many messages the AnyValue is inside of. Readers refuse more than 100 (a list takes two, a dict three),
+    so what lies deeper is replaced by a marker.
+    """
     if isinstance(value, str):
         target.string_value = _text(value)
     elif isinstance(value, bool):
@@ -163,17 +168,17 @@ def set_value(target: AnyValue, value: Any, depth: int = 0) -> None:
     elif value is None:
         return
     elif isinstance(value, (dict, list, tuple)):
-        if depth >= MAX_DEPTH:
+        if level >= MAX_LEVEL:
             target.string_value = TOO_DEEP
         elif isinstance(value, dict):
             target.kvlist_value.SetInParent()
             for key, item in value.items():
                 pair = target.kvlist_value.values.add(key=_text(str(key)))
-                set_value(pair.value, item, depth + 1)
+                set_value(pair.value, item, level + 3)
         else:
             target.array_value.SetInParent()
             for item in value:
-                set_value(target.array_value.values.add(), item, depth + 1)
+                set_value(target.array_value.values.add(), item, level + 2)
     else:
         target.string_value = _text(str(value))
 
