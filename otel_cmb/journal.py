@@ -31,13 +31,15 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from otel_cmb.errors import JournalError
 
-__all__ = ["Journal", "Parked", "Progress", "Record", "adoptable", "database_directory", "journals"]
+__all__ = [
+    "Journal", "Parked", "Progress", "Record", "Summary", "adoptable", "database_directory", "journals", "read_only_summary",
+]
 
 MAGIC = b"\xc5CMB"
 HEADER = struct.Struct("<4sQII")
@@ -541,18 +543,65 @@ def _transaction(state: sqlite3.Connection) -> Iterator[None]:
     state.execute("COMMIT")
 
 
-def read_only_summary(path: str) -> Mapping[str, Any]:
-    """Parked rows and counts of a journal that a living process owns, without touching its lock."""
-    summary: dict[str, Any] = {"path": path, "parked": [], "counts": {}}
+@dataclass(slots=True)
+class Summary:
+    """A journal as seen from outside, whoever owns it."""
+
+    path: str
+    alive: bool
+    """A living process owns it."""
+    pid: int | None
+    parked: list[Parked]
+    counts: dict[str, int]
+    pending: int
+    """Span records in the log that are not done yet."""
+
+
+def read_only_summary(path: str) -> Summary:
+    """Look at a journal without taking or changing anything of it."""
+    journal = Journal(os.path.dirname(path), max_bytes=2**62, path=path)
+    summary = Summary(path, _is_owned(path), _pid_of(path), [], {}, 0)
     database = os.path.join(path, "state.db")
-    if os.path.exists(database):
-        state = sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5)
-        try:
-            summary["parked"] = [Parked(*row) for row in state.execute(
-                "SELECT seq, reason, body, detail, run_id, trace_id, span_id, name, since, attempts, due FROM parked ORDER BY seq")]
-            summary["counts"] = dict(state.execute("SELECT name, n FROM counts"))
-            row = state.execute("SELECT segment, offset, seq FROM cursor").fetchone()
-            summary["cursor"] = row
-        finally:
-            state.close()
+    with contextlib.suppress(sqlite3.DatabaseError):
+        if os.path.exists(database):
+            journal._state = sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5, check_same_thread=False)
+            summary.parked, summary.counts = journal.parked(), journal.counts()
+    segments = journal._segments()
+    journal._segment = segments[-1] if segments else 0
+    journal._offset = journal._size(journal._segment) if segments else 0
+    try:
+        journal.rewind()
+        while batch := journal.read(1024):
+            summary.pending += sum(1 for record in batch if record.body[:1] == b"e")
+    except sqlite3.DatabaseError:
+        pass
+    finally:
+        if journal._state is not None:
+            journal._state.close()
+        if journal._read_fd is not None:
+            os.close(journal._read_fd[1])
     return summary
+
+
+def _is_owned(path: str) -> bool:
+    if path in _mine:
+        return True
+    try:
+        fd = os.open(os.path.join(path, "lock"), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _pid_of(path: str) -> int | None:
+    try:
+        with open(os.path.join(path, "lock"), encoding="ascii") as file:
+            return int(file.read().strip() or 0) or None
+    except (OSError, ValueError):
+        return None

@@ -23,7 +23,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -31,12 +31,15 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_val
 from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_cmb import clock, rebuild
-from otel_cmb.accounting import Outcome, Stats, Ticket, Totals
+from otel_cmb.accounting import Stats, Ticket, Totals
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.errors import ConfigurationError, DatabaseUnavailableError, JournalError, SchemaError
 from otel_cmb.event import Span, Stamp, event_id
 from otel_cmb.faults import Fault, classify
-from otel_cmb.journal import Journal, Parked, Progress, Record, adoptable, database_directory
+from otel_cmb.journal import (
+    Journal, Parked, Progress, Record, adoptable, database_directory, journals, read_only_summary,
+)
+from otel_cmb.binding import Binding
 from otel_cmb.capture import strip_content
 from otel_cmb.redact import Redactor
 from otel_cmb.sanitize import clean_span
@@ -61,6 +64,9 @@ ADOPT_EVERY = 5.0
 QUIET_WAIT = 1.0
 
 REJECTED = "rejected_by_database"
+
+RETRY_SIGNAL_FILE = "retry-now"
+"""Touched by `otel-cmb parked replay`: living processes try their parked spans again when its time changes."""
 
 
 @dataclass(slots=True)
@@ -124,6 +130,7 @@ class Pipeline:
         self._next_adoption = 0.0
         self._said: dict[str, float] = {}
         self._automatic_open = False
+        self._retry_asked: int | None = None
         self._memory: list[bytes] = []
 
     # -- doors ---------------------------------------------------------------------------------------------------------
@@ -217,6 +224,25 @@ class Pipeline:
                 ) from error
             raise
         return row.id, row.session_id
+
+    def connect(self) -> Binding:
+        """What the database is. Raises the database's error, :class:`SchemaError` or :class:`ConfigurationError`."""
+        with self._store_lock:
+            return self._the_store().connect()
+
+    def left_behind(self) -> dict[str, int]:
+        """Spans in any journal of this database on this host that are not stored: by reason, `pending` for the rest."""
+        if self._directory is None:
+            self._directory = state_directory(self.settings)
+        found: dict[str, int] = {}
+        for path in journals(self._directory):
+            summary = read_only_summary(path)
+            for parked in summary.parked:
+                if parked.span_id is not None:
+                    found[parked.reason] = found.get(parked.reason, 0) + 1
+            if summary.pending:
+                found["pending"] = found.get("pending", 0) + summary.pending
+        return found
 
     def sync(self) -> None:
         """Return when everything accepted is on the disk. Raises :class:`JournalError`."""
@@ -387,13 +413,24 @@ class Pipeline:
             if now >= self._next_adoption and self._directory is not None:
                 self._next_adoption = now + ADOPT_EVERY
                 self._adopt()
+            asked = self._asked_to_retry()
             for journal in [*([self._journal] if self._journal is not None else []), *self._adopted]:
-                if not self._drain(journal) or not self._retry_parked(journal):
+                if not self._drain(journal) or not self._retry_parked(journal, everything=asked):
                     return
             self._finish_adopted()
             if self._store is not None and not self._link_nodes():
                 return
             self._settle = False
+
+    def _asked_to_retry(self) -> bool:
+        if self._directory is None:
+            return False
+        try:
+            touched = os.stat(os.path.join(self._directory, RETRY_SIGNAL_FILE)).st_mtime_ns
+        except OSError:
+            return False
+        asked, self._retry_asked = self._retry_asked != touched, touched
+        return asked
 
     def _write_starts(self, now: float) -> None:
         """Journal the start of spans that have been running for a moment."""

@@ -103,6 +103,7 @@ class Store:
         self._interned: set[str] = set()
         self._to_intern: dict[str, str] = {}
         self._anonymous: set[str] = set()
+        self._enriched: set[tuple[str, str]] = set()
 
     # -- connection ----------------------------------------------------------------------------------------------------
 
@@ -148,6 +149,7 @@ class Store:
         self._nodes.clear()
         self._steps.clear()
         self._interned.clear()
+        self._enriched.clear()
 
     def made_run(self, run_id: str) -> bool:
         """Whether this automatic run has come into use."""
@@ -542,18 +544,25 @@ class Store:
             self._workflow.insert(connection, table, values, conflict=("id",))
 
     def _enrich(self, connection: Connection, changes: Sequence[_Change]) -> None:
+        """Runs that did not know their agent or model learn them; a receiver's runs end with their trace's root."""
         assert self._binding is not None
-        if not self._binding.owned or not self._anonymous:
+        if not self._binding.owned:
             return
         for change in changes:
             for event in change.new:
-                if event.run_id in self._anonymous:
-                    self._workflow.enrich_run(connection, event.run_id, event.agent_name, event.meta.get("model"))
-            roots = [facts.span for facts in change.trace.facts.values() if not facts.span.parent_span_id]
-            if self.per_trace_runs and roots and roots[0].end_ns is not None and roots[0].stamp.run_id in self._anonymous:
-                failed = roots[0].status_code == 2
-                self._workflow.end_run(
-                    connection, roots[0].stamp.run_id, status="failed" if failed else "completed", at_ns=roots[0].end_ns)
+                for column, value in (("agent", event.agent_name), ("model", event.meta.get("model"))):
+                    if value and event.run_id and (event.run_id, column) not in self._enriched:
+                        if len(self._enriched) > 10_000:
+                            self._enriched.clear()
+                        self._enriched.add((event.run_id, column))
+                        self._workflow.enrich_run(connection, event.run_id, column, str(value))
+            if self.per_trace_runs and self._anonymous:
+                for facts in change.trace.facts.values():
+                    span = facts.span
+                    if not span.parent_span_id and span.end_ns is not None and span.stamp.run_id in self._anonymous:
+                        self._workflow.end_run(
+                            connection, span.stamp.run_id, status="failed" if span.status_code == 2 else "completed",
+                            at_ns=span.end_ns)
 
     def _intern(self, body: dict[str, Any]) -> str:
         """Content id of a resource or scope, stored once (owned databases)."""

@@ -175,11 +175,9 @@ class Workflow:
             values["meta"] = meta
         self.update(connection, "workflow_runs", {"id": run_id}, values)
 
-    def enrich_run(self, connection: Connection, run_id: str, agent: str | None, model: str | None) -> None:
-        """A run of ours that did not know its agent or model learns it from its first events."""
-        for column, value in (("agent", agent), ("model", model)):
-            if value:
-                self.update(connection, "workflow_runs", {"id": run_id, column: "unknown"}, {column: value})
+    def enrich_run(self, connection: Connection, run_id: str, column: str, value: str) -> None:
+        """`agent` or `model` of a run that did not know it."""
+        self.update(connection, "workflow_runs", {"id": run_id, column: "unknown"}, {column: value})
 
     # -- nodes and steps -----------------------------------------------------------------------------------------------
 

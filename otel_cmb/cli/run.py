@@ -1,0 +1,304 @@
+"""`otel-cmb run -- python program.py`: one run in the database around an unchanged program."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+import click
+
+from otel_cmb import clock, config
+from otel_cmb.cli.options import database_options
+from otel_cmb.config import Settings, safe_url
+from otel_cmb.dialects import check_url
+from otel_cmb.errors import CMBError, ConfigurationError
+from otel_cmb.faults import Fault, classify
+from otel_cmb.instrumentation import AUTO, EXCLUDED, managed_names
+from otel_cmb.pipeline import Pipeline, get_pipeline
+
+SETTLE_SECONDS = 10.0
+"""Longest wait at the end for the program's last spans to be written."""
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--task", default=None, help="What the run is for; shown wherever the run is.")
+@click.option("--mode", default="one_shot", show_default=True, help="one_shot, planning_control, deep_research, ...")
+@click.option("--agent", default=None, help="Main agent; the first agent seen if not given.")
+@click.option("--model", default=None, help="Main model; the first model seen if not given.")
+@click.option("--session", default=None, help="Id of a session, or the name of one that is found or made.")
+@click.option("--otlp-endpoint", default=None, help="Send the same spans there too, e.g. Jaeger at http://127.0.0.1:4317.")
+@click.option("--on-missing-run", type=click.Choice(["park", "create", "fail"]), default=None,
+              help="For spans that name another run that is not in the database.")
+@click.option("--record", type=click.Choice(["agents", "all"]), default=None, help="Agent spans only, or every span.")
+@click.option("--no-instrument", default="", metavar="NAMES", help="Frameworks not to instrument, separated by commas.")
+@click.option("--state-dir", default=None, help="Directory of the journals.")
+@click.option("--verbose", is_flag=True, help="Say on stderr which instrumentor is used for which framework.")
+@database_options
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(
+    task: str | None, mode: str, agent: str | None, model: str | None, session: str | None, otlp_endpoint: str | None,
+    on_missing_run: str | None, record: str | None, no_instrument: str, state_dir: str | None, verbose: bool,
+    database_url: str | None, schema: str | None, command: tuple[str, ...],
+) -> None:
+    """Auto-instrument a program; its agents' doings become rows of one run.
+
+    The program's output and exit code are passed through. The summary goes to stderr.
+
+    \b
+    otel-cmb run -- python my_agents.py
+    otel-cmb run --task "measure H0" --otlp-endpoint http://127.0.0.1:4317 -- python my_agents.py --fast
+    """
+    settings = config.load(
+        database_url=database_url, schema=schema, on_missing_run=on_missing_run, record=record, state_dir=state_dir)
+    arguments = _resolved(command)
+    check_url(settings)
+    _check_state_dir(settings)
+    pipeline = get_pipeline(settings)
+    _check_database(pipeline)
+    run_id = str(uuid.uuid4())
+    pipeline.accept_command({
+        "do": "run_start", "id": run_id, "session": session, "mode": mode, "agent": agent, "model": model,
+        "task": task or " ".join(command), "meta": {"command": list(command)}, "at": clock.now_ns()})
+    pipeline.remember_open("run", run_id)
+    pipeline.flush(settings.connect_timeout)
+    environment = _environment(settings, run_id, otlp_endpoint, no_instrument, verbose, arguments)
+    code, failure = _execute(arguments, environment, settings, run_id)
+    _finish(pipeline, settings, run_id, failure)
+    sys.exit(code)
+
+
+def _resolved(command: Sequence[str]) -> list[str]:
+    """The command with its program found; a plain `python` is the Python that otel-cmb is installed in."""
+    arguments = list(command)
+    if arguments[0] == "--":
+        arguments = arguments[1:]
+    if not arguments:
+        raise ConfigurationError("no program given; write: otel-cmb run -- python my_agents.py")
+    if arguments[0] in ("python", "python3"):
+        return [sys.executable, *arguments[1:]]
+    beside = os.path.join(os.path.dirname(sys.executable), arguments[0])
+    found = shutil.which(arguments[0]) or (beside if os.access(beside, os.X_OK) and os.sep not in arguments[0] else None)
+    if found is None:
+        raise ConfigurationError(f"program {arguments[0]!r} was not found; expected a command on PATH or a path to a file")
+    return [found, *arguments[1:]]
+
+
+def _check_state_dir(settings: Settings) -> None:
+    try:
+        os.makedirs(settings.state_dir, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"state directory {settings.state_dir} cannot be made: {error.strerror}; set OTEL_EXPORTER_CMB_STATE_DIR or --state-dir "
+            "to a writable directory") from None
+    if not os.access(settings.state_dir, os.W_OK | os.X_OK):
+        raise ConfigurationError(
+            f"state directory {settings.state_dir} is not writable; set OTEL_EXPORTER_CMB_STATE_DIR or --state-dir to one that is")
+
+
+def _check_database(pipeline: Pipeline) -> None:
+    """What can never work ends here, before the program starts; a server that is away is an outage."""
+    try:
+        pipeline.connect()
+    except CMBError as error:
+        raise ConfigurationError(str(error)) from error
+    except Exception as error:
+        verdict = classify(error)
+        where = safe_url(pipeline.settings.database_url)
+        if verdict.fault is not Fault.OUTAGE:
+            raise ConfigurationError(f"{where} cannot be used: {verdict.reason}; see `otel-cmb db check`") from error
+        click.echo(f"otel-cmb: {where} is away ({verdict.reason}); the program runs, its spans wait in the journal", err=True)
+
+
+def _environment(
+    settings: Settings, run_id: str, otlp_endpoint: str | None, no_instrument: str, verbose: bool, arguments: Sequence[str],
+) -> dict[str, str]:
+    """The program's environment: stock auto-instrumentation with our exporter; frameworks by :mod:`instrumentation`."""
+    environment = dict(os.environ)
+    bootstrap = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "instrumentation", "bootstrap")
+    paths = [bootstrap, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    to_jaeger = otlp_endpoint or environment.get("OTEL_EXPORTER_OTLP_ENDPOINT") or environment.get(
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    disabled = [name for name in environment.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",") if name]
+    environment.update({
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        AUTO: "program",
+        "OTEL_CMB_RUN_ID": run_id,
+        "OTEL_TRACES_EXPORTER": "cmb,otlp" if to_jaeger else "cmb",
+        "OTEL_METRICS_EXPORTER": environment.get("OTEL_METRICS_EXPORTER", "none"),
+        "OTEL_LOGS_EXPORTER": environment.get("OTEL_LOGS_EXPORTER", "none"),
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join([*disabled, *managed_names()]),
+        EXCLUDED: ",".join(filter(None, [environment.get(EXCLUDED, ""), *disabled, no_instrument])),
+        "OTEL_EXPORTER_CMB_DATABASE_URL": _absolute(settings),
+        "OTEL_EXPORTER_CMB_STATE_DIR": settings.state_dir,
+        "OTEL_EXPORTER_CMB_ON_MISSING_RUN": settings.on_missing_run,
+        "OTEL_EXPORTER_CMB_RECORD": settings.record,
+    })
+    for name in ("OTEL_CMB_SESSION_ID", "OTEL_CMB_NODE_ID", "OTEL_CMB_STEP_ID", "OTEL_CONFIG_FILE"):
+        environment.pop(name, None)  # they belong to another run
+    if settings.schema:
+        environment["OTEL_EXPORTER_CMB_SCHEMA"] = settings.schema
+    defaults = {
+        "OTEL_PYTHON_DISTRO": "distro", "OTEL_PYTHON_CONFIGURATOR": "configurator", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "2048",
+        "OTEL_SERVICE_NAME": _service_name(arguments),
+    }
+    for name, value in defaults.items():
+        environment.setdefault(name, value)
+    if otlp_endpoint:
+        environment.update(_otlp(otlp_endpoint))
+    if verbose:
+        environment["OTEL_CMB_VERBOSE"] = "1"
+    return environment
+
+
+def _absolute(settings: Settings) -> str:
+    """The URL as the program must see it: a program that changes its directory still writes the same SQLite file."""
+    url = check_url(settings)
+    return url.render_as_string(hide_password=False)
+
+
+def _service_name(arguments: Sequence[str]) -> str:
+    scripts = [argument for argument in arguments[1:] if argument.endswith(".py")]
+    return os.path.splitext(os.path.basename(scripts[0] if scripts else arguments[0]))[0]
+
+
+def _otlp(endpoint: str) -> dict[str, str]:
+    from urllib.parse import urlsplit
+
+    split = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
+    http = split.port == 4318 or split.path not in ("", "/")
+    found = {
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf" if http else "grpc",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": split.geturl(),
+        "OTEL_EXPORTER_OTLP_TRACES_INSECURE": "false" if split.scheme == "https" else "true",
+    }
+    if http and split.path in ("", "/"):
+        found["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] = split.geturl().rstrip("/") + "/v1/traces"
+    return found
+
+
+def _execute(
+    arguments: Sequence[str], environment: Mapping[str, str], settings: Settings, run_id: str,
+) -> tuple[int, str | None]:
+    """Run the program; its exit code as a shell would give it, and why it counts as failed."""
+    try:
+        process = subprocess.Popen(arguments, env=dict(environment))  # noqa: S603 - running the user's command is the job
+    except OSError as error:
+        click.echo(f"otel-cmb: {arguments[0]} cannot be started: {error.strerror}", err=True)
+        return 127, f"cannot be started: {error.strerror}"
+    with _forwarding(process), _progress(settings, run_id):
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):  # the program has got it too, and decides
+                code = process.wait()
+                break
+    if code < 0:
+        name = signal.Signals(-code).name
+        return 128 - code, f"ended by {name}"
+    return code, None if code == 0 else f"exit code {code}"
+
+
+@contextlib.contextmanager
+def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """SIGTERM, SIGHUP and (where no terminal has sent it to both already) SIGINT reach the program."""
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+
+    def from_terminal(_number: int, _frame: FrameType | None) -> None:
+        return
+
+    on_interrupt = from_terminal if sys.stdin is not None and sys.stdin.isatty() else forward
+    handlers = {signal.SIGTERM: forward, signal.SIGHUP: forward, signal.SIGINT: on_interrupt}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _progress(settings: Settings, run_id: str) -> Iterator[None]:
+    """Events so far, live, where a terminal watches: in its title, and on a line where the program's output goes elsewhere."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield
+        return
+    stop = threading.Event()
+    line = not sys.stdout.isatty()
+
+    def watch() -> None:
+        from otel_cmb.reader import open_reader
+
+        while not stop.wait(0.5):
+            with contextlib.suppress(Exception), open_reader(settings.database_url, schema=settings.schema) as reader:
+                while not stop.wait(0.5):
+                    totals = reader.run(run_id).totals
+                    text = f"otel-cmb: {totals.events if totals is not None else 0} events"
+                    sys.stderr.write(f"\033]0;{text}\007" + (f"\r\033[K{text}" if line else ""))
+                    sys.stderr.flush()
+
+    thread = threading.Thread(target=watch, name="otel-cmb-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(2)
+        sys.stderr.write("\033]0;\007" + ("\r\033[K" if line else ""))
+        sys.stderr.flush()
+
+
+def _finish(pipeline: Pipeline, settings: Settings, run_id: str, failure: str | None) -> None:
+    """Write what the program left in its journal, end the run, and say in one line what is stored."""
+    with contextlib.suppress(Exception):
+        pipeline.replay()
+    pipeline.accept_command({
+        "do": "run_end", "id": run_id, "status": "failed" if failure else "completed", "error": failure,
+        "at": clock.now_ns()})
+    pipeline.flush(SETTLE_SECONDS)
+    left = pipeline.left_behind()
+    click.echo(_summary(settings, run_id, failure, left), err=True)
+    pipeline.shutdown(1.0)
+
+
+def _summary(settings: Settings, run_id: str, failure: str | None, left: Mapping[str, int]) -> str:
+    from otel_cmb.reader import open_reader
+
+    where = safe_url(settings.database_url)
+    status = f"failed ({failure})" if failure else "completed"
+    try:
+        with open_reader(settings.database_url, schema=settings.schema) as reader:
+            counts = _counted(reader.run(run_id))
+    except Exception as error:  # noqa: BLE001 - the summary of a database that is away
+        counts = f"the database cannot be read now ({classify(error).reason})"
+    parts = [f"otel-cmb: run {run_id} {status}: {counts} in {where}"]
+    waiting = sum(left.values())
+    if waiting:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(left.items()))
+        parts.append(f"{waiting} span(s) wait in the journal ({reasons}): otel-cmb parked list")
+    else:
+        parts.append(f"otel-cmb show {run_id}")
+    return "; ".join(parts)
+
+
+def _counted(found: Any) -> str:
+    totals = found.totals
+    if totals is None or not totals.events:
+        return "0 events (no agent framework was seen; `otel-cmb run --verbose` says what is instrumented)"
+    text = f"{totals.events} event(s)"
+    if totals.failures:
+        text += f", {totals.failures} failed"
+    if totals.tokens:
+        text += f", {totals.tokens} tokens"
+    if totals.cost_usd:
+        text += f", ${totals.cost_usd:.4f}"
+    return text
