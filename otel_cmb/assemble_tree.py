@@ -34,15 +34,15 @@ class Node:
     """Facts of this act as all its duplicates tell them."""
     before: Node | None = None
     """The event just before this one among those inside the same event."""
+    after: Node | None = None
     actor: str | None = None
+    """The agent that acted last before this one, inside the same event."""
     spends: bool = False
     below: bool = False
     costs: bool = False
     costs_below: bool = False
     exit_code: int | None = None
     """The exit code an agent's answer says, of an agent that is nothing but a code execution."""
-    reply: object = None
-    replied: bool = False
 
     @property
     def best(self) -> Facts:
@@ -51,12 +51,6 @@ class Node:
     @property
     def run(self) -> str | None:
         return self.facts.span.stamp.run_id
-
-    def head(self) -> Node:
-        node = self
-        while node.into is not None:
-            node = node.into
-        return node
 
 
 def sort_key(node: Node) -> tuple[int, str]:
@@ -179,7 +173,14 @@ def _take(node: Node, kid: Node, tells: bool = True) -> None:
     node.members.append(kid)
     node.members.extend(kid.members)
     if tells:
-        node.whole = _union(node.best, kid.best)
+        outer, inner = node.best, kid.best
+        memo = outer.memo
+        if memo is None:
+            memo = outer.memo = {}
+        known = memo.get("union")
+        if known is None or known[0] is not inner:
+            known = memo["union"] = (inner, _union(outer, inner))
+        node.whole = known[1]
 
 
 def _union(outer: Facts, inner: Facts) -> Facts:
@@ -239,6 +240,11 @@ def _same_tool(node: Node, kid: Node) -> bool:
     return a is not None and b is not None and canonical(a) == canonical(b)
 
 
+def _same_handoff(node: Node, kid: Node) -> bool:
+    a, b = node.facts.tool, kid.facts.tool
+    return a is None or b is None or canonical(a) == canonical(b)
+
+
 def _same_code(node: Node, kid: Node) -> bool:
     one, other = node.best.exit_code, kid.best.exit_code
     return one is None or other is None or one == other
@@ -254,7 +260,7 @@ _SAME: dict[str, Callable[[Node, Node], bool]] = {
     LLM: lambda node, kid: True,
     TOOL: _same_tool,
     CODE: _same_code,
-    HANDOFF: lambda node, kid: True,
+    HANDOFF: _same_handoff,
     APPROVAL: lambda node, kid: True,
     CONTAINER: _same_container,
 }

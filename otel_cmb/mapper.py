@@ -41,6 +41,8 @@ class Facts:
     capture: frozenset[str] = frozenset(("all",))
     bare: bool = False
     """Made from a skeleton: it has no attributes and can never be an event."""
+    memo: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+    """What pass 2 worked out from these facts alone, so that a trace that grows is not read again each time."""
 
     def captures(self, event_type: str) -> bool:
         return "all" in self.capture or event_type in self.capture
@@ -253,7 +255,7 @@ def _read_tool(facts: Facts, code_tools: Collection[str]) -> None:
     if _canonical_name(tool) in code_names:
         facts.kind = CODE
         facts.exit_code = exit_code_of(text)
-    elif isinstance(text, str) and "exit" in text[:64].lower() + text[-64:].lower():
+    elif isinstance(text, str) and "exit" in (text[:200] + text[-64:]).lower():
         code = exit_code_of(text, structured=False)
         if code is not None:
             facts.kind = CODE
@@ -287,7 +289,7 @@ def exit_code_of(result: Any, structured: bool = True) -> int | None:
 
 def content_of(result: Any) -> Any:
     """What a tool said, without the envelope its framework put it in: LangChain's message dump, AG2's `[ok, message]`,
-    MCP's content blocks. Anything else unchanged."""
+    MCP's content blocks, Google ADK's `{"result": ...}`. Anything else unchanged."""
     for _ in range(4):
         if isinstance(result, list):
             if len(result) == 2 and isinstance(result[0], bool) and isinstance(result[1], Mapping) and "content" in result[1]:
@@ -304,6 +306,8 @@ def content_of(result: Any) -> Any:
             result = result["data"]["content"]
         elif len(result) <= 3 and isinstance(result.get("output"), Mapping) and result["output"].get("lc") == 1:
             result = result["output"]
+        elif len(result) == 1 and "result" in result:  # Google ADK, MCP: a bare value made an object
+            result = result["result"]
         elif isinstance(result.get("content"), list) and ("isError" in result or "is_error" in result):
             result = result["content"]
         else:
@@ -405,6 +409,7 @@ def named(span: Span) -> Stamp:
         parent_event_id=pick("cmb.parent_event_id", stamp.parent_event_id),
         door_run_id=stamp.door_run_id,
         bound_session_id=stamp.bound_session_id,
+        automatic_run_id=stamp.automatic_run_id,
     )
 
 

@@ -1,0 +1,130 @@
+"""The messages that went into and came out of one act, from wherever its span keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from otel_cmb.event import SpanEvent
+from otel_cmb.mapper import Facts, as_mapping
+from otel_cmb.messages import as_json, conversation, flattened, text_of
+from otel_cmb.vocabulary.base import LLM
+
+__all__ = ["event_messages", "gist", "incoming", "outgoing", "pick", "reply_of"]
+
+_EVENT_ROLES = {
+    "gen_ai.system.message": "system", "gen_ai.user.message": "user", "gen_ai.assistant.message": "assistant",
+    "gen_ai.tool.message": "tool", "gen_ai.choice": "assistant",
+}  # fmt: skip
+
+
+def event_messages(events: list[SpanEvent], outgoing: bool) -> list[dict[str, Any]] | None:
+    """Messages that older conventions put into span events."""
+    found: list[dict[str, Any]] = []
+    for event in events:
+        role = _EVENT_ROLES.get(event.name)
+        attributes = event.attributes
+        if role is not None and (event.name == "gen_ai.choice") == outgoing:
+            body = as_json(attributes.get("message", attributes.get("body", attributes)))
+            if isinstance(body, Mapping) and "content" in body and isinstance(body["content"], str):
+                body = {**body, "content": as_json(body["content"])} if body["content"][:1] == "[" else body
+            messages = conversation([{"role": role, **body}] if isinstance(body, Mapping) else [{"role": role, "content": body}])
+            found.extend(messages or ())
+        elif event.name == "gen_ai.client.inference.operation.details":
+            key = "gen_ai.output.messages" if outgoing else "gen_ai.input.messages"
+            found.extend(conversation(attributes.get(key)) or ())
+        elif event.name in ("gen_ai.content.completion" if outgoing else "gen_ai.content.prompt",):
+            value = attributes.get("gen_ai.completion" if outgoing else "gen_ai.prompt")
+            found.extend(conversation(value) or ([{"role": "user", "content": value}] if isinstance(value, str) else ()))
+    return found or None
+
+
+def incoming(facts: Facts) -> list[dict[str, Any]] | None:
+    """The messages that came in, in the one form, or `None`."""
+    found, attributes = facts.found, facts.span.attributes
+    messages = conversation(found["messages_in"]) if "messages_in" in found else None
+    if messages is None and "oi_kind" in found:
+        messages = flattened(attributes, "llm.input_messages.")
+    if messages is None and facts.kind == LLM:
+        messages = flattened(attributes, "gen_ai.prompt.") or flattened(attributes, "llm.prompts.")
+    if messages is None and facts.span.events:
+        messages = event_messages(facts.span.events, outgoing=False)
+    if messages is None and "messages_in" in found and isinstance(found["messages_in"], str):
+        messages = [{"role": "user", "content": found["messages_in"]}]
+    if messages is None and "input" in found:
+        messages = conversation(found["input"])
+    if messages is not None and "system" in found and not any(message["role"] == "system" for message in messages):
+        text = _system_text(found["system"])
+        if text is not None:
+            messages = [{"role": "system", "content": text}, *messages]
+    return messages
+
+
+def _system_text(value: Any) -> Any:
+    parsed = as_json(value)
+    if isinstance(parsed, list):
+        messages = conversation([{"role": "system", "parts": parsed}])
+        return messages[0].get("content") if messages else None
+    return parsed if parsed != "" else None
+
+
+def outgoing(facts: Facts) -> list[dict[str, Any]] | None:
+    """The messages that went out, in the one form, or `None`."""
+    found, attributes = facts.found, facts.span.attributes
+    messages = conversation(found["messages_out"], "assistant") if "messages_out" in found else None
+    if messages is None and "oi_kind" in found:
+        messages = flattened(attributes, "llm.output_messages.")
+    if messages is None and facts.kind == LLM:
+        messages = flattened(attributes, "gen_ai.completion.") or flattened(attributes, "llm.completions.")
+    if messages is None and facts.span.events:
+        messages = event_messages(facts.span.events, outgoing=True)
+    if messages is None and isinstance(found.get("messages_out"), str) and found["messages_out"]:
+        messages = [{"role": "assistant", "content": found["messages_out"]}]
+    if messages is None and "output" in found:
+        messages = conversation(found["output"], "assistant")
+    return messages
+
+
+def gist(message: Mapping[str, Any]) -> Any:
+    """A message as a person reads it: its text, or what it asks for."""
+    text = text_of(message)
+    if text is not None:
+        return text
+    rest = {key: value for key, value in message.items() if key not in ("role", "name", "content", "finish_reason")}
+    if rest:
+        return rest
+    return message.get("content")
+
+
+TASK_KEYS = ("message", "task", "input", "query", "question", "prompt", "user_message", "user_msg", "content", "description")
+ANSWER_KEYS = ("response", "raw", "output", "result", "answer", "content", "final_output")
+
+
+def pick(value: Any, keys: tuple[str, ...]) -> Any:
+    """What a request or a reply that is no list of messages is about."""
+    for _ in range(3):
+        if not isinstance(value, Mapping):
+            break
+        for key in keys:
+            if key in value and value[key] is not None:
+                value = value[key]
+                break
+        else:
+            break
+    return value
+
+
+def reply_of(facts: Facts) -> Any:
+    """What an agent or a container answered: a text, a structure, or `None`."""
+    found = facts.found
+    if "final_result" in found:
+        return as_json(found["final_result"])
+    if "cmb_outputs" in found:
+        return as_mapping(found["cmb_outputs"]).get("response")
+    value = as_json(found["output"]) if "output" in found and "messages_out" not in found else None
+    if isinstance(value, Mapping) and isinstance(value.get("raw"), str):  # CrewAI's result, which also holds all messages
+        return value["raw"]
+    messages = outgoing(facts)
+    if messages:
+        return gist(messages[-1])
+    return pick(value, ANSWER_KEYS) if isinstance(value, Mapping) else value
