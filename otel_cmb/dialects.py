@@ -31,7 +31,7 @@ from otel_cmb.faults import Fault, Verdict, classify
 __all__ = [
     "POSTGRESQL", "SQLITE", "Fault", "Verdict", "begin_read", "begin_write", "check_url", "classify", "connect",
     "identifier", "in_list", "insert_sql", "list_param", "lock_mode", "lock_runs", "make_engine", "mark", "qualified",
-    "timestamp", "timestamp_ns", "update_sql",
+    "schema_identifier", "timestamp", "timestamp_ns", "update_sql",
 ]
 
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
@@ -341,13 +341,18 @@ def mark(dialect: str) -> str:
 
 
 def identifier(name: str) -> str:
-    """The name, quoted for both dialects and safe inside a `%s` statement."""
-    return '"' + name.replace('"', '""').replace("%", "%%") + '"'
+    """The name, quoted for both dialects."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def schema_identifier(name: str) -> str:
+    """A PostgreSQL schema's name, chosen by the user: quoted, and safe in a statement where `%s` marks a value."""
+    return identifier(name).replace("%", "%%")
 
 
 def qualified(table: str, schema: str | None = None) -> str:
     """The table's quoted name, with its schema where there is one."""
-    return identifier(table) if schema is None else f"{identifier(schema)}.{identifier(table)}"
+    return identifier(table) if schema is None else f"{schema_identifier(schema)}.{identifier(table)}"
 
 
 def insert_sql(

@@ -97,7 +97,7 @@ workflow_steps = Table(
     Column("id", String(36), primary_key=True),
     *_run_columns(),
     Column("step_number", Integer, nullable=False),
-    Column("goal", Text, nullable=False, server_default=""),
+    Column("goal", Text, nullable=False),
     Column("summary", Text),
     Column("status", String(50), nullable=False, server_default="pending"),
     Column("started_at", TIMESTAMP),

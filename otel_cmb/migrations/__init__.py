@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from otel_cmb.config import Settings
-from otel_cmb.dialects import SQLITE, Fault, begin_write, classify, identifier, lock_mode, qualified
+from otel_cmb.dialects import SQLITE, Fault, begin_write, classify, lock_mode, qualified, schema_identifier
 from otel_cmb.errors import SchemaError
 from otel_cmb.schema import APPLICATION_TABLES, VERSION_TABLE
 
@@ -75,6 +75,9 @@ def upgrade(engine: Engine, settings: Settings, schema: str | None = None) -> st
     with engine.connect() as connection:
         if connection.dialect.name == SQLITE:
             _use_wal(connection, settings.busy_timeout)
+        else:
+            schema = schema or settings.schema or connection.exec_driver_sql("SELECT current_schema()").scalar()
+            connection.rollback()
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 _upgrade(connection, schema)
@@ -97,14 +100,14 @@ def upgrade(engine: Engine, settings: Settings, schema: str | None = None) -> st
 def make_schema(engine: Engine, schema: str) -> None:
     """`CREATE SCHEMA IF NOT EXISTS` on PostgreSQL, for `otel-cmb db init --schema`."""
     with engine.begin() as connection:
-        connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {identifier(schema)}")
+        connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {schema_identifier(schema)}")
 
 
 def _upgrade(connection: Connection, schema: str | None) -> None:
     begin_write(connection)
     if connection.dialect.name != SQLITE:
-        if schema is not None:
-            connection.exec_driver_sql(f"SET LOCAL search_path TO {identifier(schema)}")
+        if schema:
+            connection.exec_driver_sql(f"SET LOCAL search_path TO {schema_identifier(schema)}")
         if lock_mode(connection) == "advisory":
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_UPGRADE_KEY})")
     revision = current(connection, schema)

@@ -107,7 +107,7 @@ def upgrade() -> None:
         sa.Column("run_id", sa.String(36), nullable=False),
         sa.Column("session_id", sa.String(36), nullable=False),
         sa.Column("step_number", sa.Integer(), nullable=False),
-        sa.Column("goal", sa.Text(), nullable=False, server_default=""),
+        sa.Column("goal", sa.Text(), nullable=False),
         sa.Column("summary", sa.Text()),
         sa.Column("status", sa.String(50), nullable=False, server_default="pending"),
         sa.Column("started_at", sa.TIMESTAMP()),

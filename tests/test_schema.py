@@ -1,0 +1,107 @@
+"""The migrations give exactly the tables of `otel_cmb.schema`, on both dialects, and can be undone."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from otel_cmb import config, dialects, migrations, schema
+
+
+@pytest.fixture
+def migrated(database_url):
+    settings = config.load(database_url=database_url)
+    engine = dialects.make_engine(settings)
+    assert migrations.upgrade(engine, settings) == migrations.HEAD
+    yield engine
+    engine.dispose()
+
+
+def test_head_is_the_newest_revision():
+    options = Config()
+    options.set_main_option("script_location", "otel_cmb:migrations")
+    script = ScriptDirectory.from_config(options)
+    assert script.get_heads() == [migrations.HEAD]
+    assert tuple(revision.revision for revision in reversed(list(script.walk_revisions()))) == migrations.KNOWN
+
+
+def test_migrations_give_the_tables_of_the_module(migrated):
+    with migrated.connect() as connection:
+        options = {"version_table": schema.VERSION_TABLE, "compare_type": True, "compare_server_default": True}
+        context = MigrationContext.configure(connection, opts=options)
+        assert compare_metadata(context, schema.metadata) == []
+
+
+def describe(engine):
+    """Everything the database knows of the tables, keys and indexes."""
+    inspector = sa.inspect(engine)
+
+    def items(found):
+        return sorted(re.sub(r"<[^>]*>", "", repr(sorted(item.items(), key=str))) for item in found)
+
+    return {
+        name: (
+            [(column["name"], str(column["type"]), column["nullable"], column["default"], column.get("comment"))
+             for column in inspector.get_columns(name)],
+            inspector.get_pk_constraint(name)["constrained_columns"],
+            items(inspector.get_foreign_keys(name)), items(inspector.get_indexes(name)),
+        )
+        for name in inspector.get_table_names() if name != schema.VERSION_TABLE
+    }
+
+
+def test_migrated_and_made_at_once_are_the_same(migrated, tmp_path, postgresql_server):
+    if migrated.dialect.name == "sqlite":
+        made = sa.create_engine(f"sqlite:///{tmp_path}/made.db")
+        schema.metadata.create_all(made)
+        assert describe(made) == describe(migrated)
+    else:
+        with postgresql_server.database() as url:
+            made = sa.create_engine(url)
+            schema.metadata.create_all(made)
+            assert describe(made) == describe(migrated)
+            made.dispose()
+    made.dispose()
+
+
+def test_the_undo_leaves_nothing(migrated):
+    options = Config()
+    options.set_main_option("script_location", "otel_cmb:migrations")
+    with migrated.connect() as connection:
+        dialects.begin_write(connection)
+        options.attributes["connection"] = connection
+        command.downgrade(options, "base")
+        connection.commit()
+        assert set(sa.inspect(connection).get_table_names()) == {schema.VERSION_TABLE}
+
+
+def test_foreign_keys_are_enforced(migrated):
+    with migrated.connect() as connection:
+        dialects.begin_write(connection)
+        row = ("e", "no-such-run", "no-such-session", "agent_call", "2026-01-01 00:00:00", 1)
+        columns = ["id", "run_id", "session_id", "event_type", "timestamp", "execution_order"]
+        sql = dialects.insert_sql(connection.dialect.name, '"execution_events"', columns)
+        with pytest.raises(sa.exc.IntegrityError) as caught:
+            connection.exec_driver_sql(sql, row)
+        assert dialects.classify(caught.value).fault is dialects.Fault.POISON
+
+
+def test_the_rows_of_a_step_are_found_by_index(tmp_path):
+    """Deleting a run deletes its steps, and each looks for its rows: without an index that is a scan of all events."""
+    settings = config.load(database_url=f"sqlite:///{tmp_path}/events.db")
+    engine = dialects.make_engine(settings)
+    migrations.upgrade(engine, settings)
+    engine.dispose()
+    connection = sqlite3.connect(tmp_path / "events.db")
+    for table, index in (("execution_events", "ix_events_step"), ("files", "ix_files_step")):
+        plan = connection.execute(f"EXPLAIN QUERY PLAN UPDATE {table} SET step_id = NULL WHERE step_id = 'x'")
+        assert any(index in row[3] for row in plan.fetchall())
+    connection.close()
