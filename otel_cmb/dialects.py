@@ -37,7 +37,6 @@ __all__ = [
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
 
 _POSTGRESQL_DRIVERS = ("psycopg", "psycopg2")
-_SQLITE_HEADER = b"SQLite format 3\x00"
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 LOCK_WAIT = "10s"
@@ -117,19 +116,31 @@ def _check_file(url: URL, shown: str, *, read_only: bool) -> str:
         raise DatabaseURLError(f"database {shown!r}: {path} is a directory; name a file in it")
     if not stat.S_ISREG(status.st_mode):
         raise DatabaseURLError(f"database {shown!r}: {path} is not a regular file")
-    try:
-        with open(path, "rb" if read_only else "r+b") as file:
-            header = file.read(len(_SQLITE_HEADER))
-    except OSError as error:
+    if not os.access(path, os.R_OK if read_only else os.R_OK | os.W_OK):
         wanted = "read" if read_only else "written"
-        raise DatabaseURLError(f"database {shown!r}: {path} cannot be {wanted}: {error.strerror}") from None
-    if header and header != _SQLITE_HEADER:  # an empty file is an empty database
+        raise DatabaseURLError(f"database {shown!r}: {path} cannot be {wanted}: Permission denied")
+    if status.st_size and not _is_sqlite(path):  # an empty file is an empty database
         raise DatabaseURLError(f"database {shown!r}: {path} is not a SQLite database; name another file")
     if not read_only and not os.access(os.path.dirname(path), os.W_OK):
         raise DatabaseURLError(
             f"database {shown!r}: directory {os.path.dirname(path)} is not writable, and SQLite keeps its journal there"
         )
     return path
+
+
+def _is_sqlite(path: str) -> bool:
+    """Asked of SQLite itself: opening and closing the file here would drop the locks that other connections of this
+    process hold on it (POSIX advisory locks; sqlite.org/howtocorrupt.html, section 2.2)."""
+    connection = sqlite3.connect(f"file:{quote_path(path)}?mode=ro", uri=True, timeout=0)
+    try:
+        connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.OperationalError:
+        return True  # locked, or in a state only a writer can recover: a database all the same
+    except sqlite3.DatabaseError:
+        return False
+    finally:
+        connection.close()
+    return True
 
 
 def _check_directory(path: str, shown: str, *, read_only: bool) -> None:
