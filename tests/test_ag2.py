@@ -9,12 +9,12 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from ag2_programs.fixtures import global_provider, recorded  # noqa: F401
 from ag2_programs.support import ScriptedServer, call, calls, failed, inputs, llm, meta, outputs, python, say
-from opentelemetry import trace
-
 from autogen import AssistantAgent, ConversableAgent, UserProxyAgent
 from autogen.coding import CodeBlock, CodeResult, LocalCommandLineCodeExecutor
+from opentelemetry import trace
+
+pytest_plugins = ["ag2_programs.fixtures"]
 
 
 def ended(message):
@@ -43,7 +43,8 @@ def with_tools(engineer, proxy):
 def test_two_agents_with_tools_and_code(recorded, tmp_path):
     script = [
         call("lookup_constant", {"name": "H0"}, "c1"),
-        calls(("lookup_constant", {"name": "X"}, "c2"), ("no_such_tool", {}, "c3"), ("lookup_constant", "{not json", "c4")),
+        calls(("lookup_constant", {"name": "X"}, "c2"), ("no_such_tool", {}, "c3"),
+              ("lookup_constant", "{not json", "c4")),
         python("print('fine')\nopen('out.csv', 'w').write('a')"),
         python("1/0"),
         say("TERMINATE"),
@@ -56,8 +57,8 @@ def test_two_agents_with_tools_and_code(recorded, tmp_path):
     assert "total_cost" in result.cost["usage_including_cached_inference"]
 
     assert recorded.agents() == Counter(engineer=5, executor=5)
-    assert recorded.tools() == [
-        ("lookup_constant", "ok"), ("lookup_constant", "failed"), ("no_such_tool", "failed"), ("lookup_constant", "failed")]
+    assert recorded.tools() == [("lookup_constant", "ok"), ("lookup_constant", "failed"), ("no_such_tool", "failed"),
+                                ("lookup_constant", "failed")]
     assert recorded.codes() == [(0, "ok"), (1, "failed")]
     assert recorded.tokens() == (5, 630)
     assert recorded.handoffs() == []
@@ -106,8 +107,8 @@ def test_a_reply_without_code_runs_nothing(recorded, tmp_path):
 
 
 def test_legacy_work_dir(recorded, tmp_path):
-    script = [python("# filename: plan.py\nprint('hi')\nopen('fig.png', 'w').close()"), python("import sys; sys.exit(3)"),
-              say("TERMINATE")]
+    script = [python("# filename: plan.py\nprint('hi')\nopen('fig.png', 'w').close()"),
+              python("import sys; sys.exit(3)"), say("TERMINATE")]
     with ScriptedServer(script) as server:
         engineer, proxy = team(server, tmp_path, code={"work_dir": "work", "use_docker": False})
         proxy.initiate_chat(engineer, message="go")
@@ -141,7 +142,8 @@ def test_executors_that_only_behave_as_one_and_classes_made_later(recorded):
 
 def test_several_blocks_are_one_execution_and_saved_ones_none(recorded, tmp_path):
     executor = LocalCommandLineCodeExecutor(work_dir=tmp_path)
-    executor.execute_code_blocks([CodeBlock(language="python", code="print(1)"), CodeBlock(language="sh", code="echo 2")])
+    executor.execute_code_blocks([CodeBlock(language="python", code="print(1)"),
+                                  CodeBlock(language="sh", code="echo 2")])
     executor.execute_code_blocks([CodeBlock(language="html", code="<!-- filename: page.html -->")])
     (execution,) = recorded.of("code_exec")
     assert inputs(execution) == {"code": "print(1)\n\necho 2"}
@@ -234,12 +236,14 @@ def test_keyboard_interrupt_fails_what_it_interrupts(recorded, tmp_path):
     (tool,) = recorded.of("tool_call")
     assert tool.status.description == "interrupted by KeyboardInterrupt"
     interrupted = [span.name for span in recorded.spans if failed(span) == "failed"]
-    assert interrupted == ["node chat_1", "conversation executor -> engineer", "invoke_agent executor", "execute_tool stop"]
+    assert interrupted == ["node chat_1", "conversation executor -> engineer", "invoke_agent executor",
+                           "execute_tool stop"]
     assert not trace.get_current_span().get_span_context().is_valid
 
 
 def test_async_chat_stays_one_trace(recorded, tmp_path):
-    script = [calls(("alookup", {"name": "a"}, "c1"), ("alookup", {"name": "b"}, "c2")), python("print(1)"), say("TERMINATE")]
+    script = [calls(("alookup", {"name": "a"}, "c1"), ("alookup", {"name": "b"}, "c2")), python("print(1)"),
+              say("TERMINATE")]
     with ScriptedServer(script) as server:
         engineer, proxy = team(server, tmp_path)
 
@@ -280,8 +284,8 @@ def test_nested_chats(recorded, tmp_path):
         engineer, proxy = team(server, tmp_path)
         lead = ConversableAgent("lead", human_input_mode="NEVER")
         user = ConversableAgent("user", human_input_mode="NEVER", max_consecutive_auto_reply=0)
-        lead.register_nested_chats([{"sender": proxy, "recipient": engineer, "message": "do", "summary_method": "last_msg"}],
-                                   trigger=user)
+        chat = {"sender": proxy, "recipient": engineer, "message": "do", "summary_method": "last_msg"}
+        lead.register_nested_chats([chat], trigger=user)
         user.initiate_chat(lead, message="go", max_turns=1)
     assert recorded.agents() == Counter(engineer=3, executor=3, lead=1)
     assert recorded.codes() == [(0, "ok"), (1, "failed")]
@@ -361,6 +365,7 @@ def test_cached_answers_spend_nothing(recorded, tmp_path):
 
 def test_the_python_of_the_code_is_the_programs(recorded, tmp_path):
     executor = LocalCommandLineCodeExecutor(work_dir=tmp_path)
-    result = executor.execute_code_blocks([CodeBlock(language="python", code="import sys; print(sys.version_info[:2])")])
+    code = "import sys; print(sys.version_info[:2])"
+    result = executor.execute_code_blocks([CodeBlock(language="python", code=code)])
     assert result.output.strip() == str(sys.version_info[:2])
     assert outputs(recorded.of("code_exec")[0]) == {"result": result.output}

@@ -113,6 +113,7 @@ class Patcher:
         """Wrap these methods of `root` and of every class below it that overrides them."""
         with self._lock:
             self._trees.append((root, hooks))
+            self._seen = weakref.WeakSet()
         self.refresh(root)
 
     def refresh(self, root: type) -> None:
