@@ -22,9 +22,14 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 def make_span(n: int = 1, **changes: Any) -> Span:
     values: dict[str, Any] = {
-        "trace_id": TRACE, "span_id": f"{n:016x}", "name": f"span {n}", "start_ns": 1_700_000_000_000_000_000 + n,
-        "end_ns": 1_700_000_000_000_001_000 + n, "attributes": {"gen_ai.operation.name": "chat"},
-        "resource": Resource({"service.name": "t"}), "scope": Scope("s", "1"),
+        "trace_id": TRACE,
+        "span_id": f"{n:016x}",
+        "name": f"span {n}",
+        "start_ns": 1_700_000_000_000_000_000 + n,
+        "end_ns": 1_700_000_000_000_001_000 + n,
+        "attributes": {"gen_ai.operation.name": "chat"},
+        "resource": Resource({"service.name": "t"}),
+        "scope": Scope("s", "1"),
     }
     return Span(**{**values, **changes})
 

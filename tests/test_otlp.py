@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from receiver_support import TRACE, make_request, make_span
 
 from otel_cmb import otlp
 from otel_cmb.event import Link, Resource, Scope, Span, SpanEvent
 from otel_cmb.otlp_clean import TOO_DEEP
 from otel_cmb.otlp_wire import TooManyPartsError, check_parts, parse
-from receiver_support import TRACE, make_request, make_span
 
 CORPUS = Path("/work/shared/corpus")
 TIME = 1_700_000_000_000_000_000
@@ -36,16 +36,29 @@ def through_json(spans: list[Span]) -> otlp.Decoded:
 
 
 def json_span(**fields: Any) -> dict[str, Any]:
-    span = {"traceId": TRACE, "spanId": "00f067aa0ba902b7", "name": "n", "startTimeUnixNano": str(TIME),
-            "endTimeUnixNano": str(TIME + 1), **fields}
+    span = {
+        "traceId": TRACE,
+        "spanId": "00f067aa0ba902b7",
+        "name": "n",
+        "startTimeUnixNano": str(TIME),
+        "endTimeUnixNano": str(TIME + 1),
+        **fields,
+    }
     return {"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}
 
 
 text = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=12)
 scalars = (
-    text | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.binary(max_size=8) | st.none()
+    text
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | st.binary(max_size=8)
+    | st.none()
 )
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3), max_leaves=8)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3), max_leaves=8
+)
 attributes = st.dictionaries(text, values, max_size=4)
 counts = st.integers(0, 2**32 - 1)
 hex_ids = {n: st.binary(min_size=n, max_size=n).filter(any).map(bytes.hex) for n in (8, 16)}
@@ -60,13 +73,25 @@ def spans(draw: st.DrawFn) -> Span:
     span_id = draw(hex_ids[8])
     parent = draw(st.none() | hex_ids[8])
     return Span(
-        trace_id=draw(hex_ids[16]), span_id=span_id, name=draw(text), start_ns=start, end_ns=draw(st.sampled_from([end, None])),
-        parent_span_id=None if parent == span_id else parent, kind=draw(st.integers(0, 5)),
-        status_code=draw(st.integers(0, 2)), status_message=draw(text), attributes=draw(attributes),
+        trace_id=draw(hex_ids[16]),
+        span_id=span_id,
+        name=draw(text),
+        start_ns=start,
+        end_ns=draw(st.sampled_from([end, None])),
+        parent_span_id=None if parent == span_id else parent,
+        kind=draw(st.integers(0, 5)),
+        status_code=draw(st.integers(0, 2)),
+        status_message=draw(text),
+        attributes=draw(attributes),
         events=draw(st.lists(st.builds(SpanEvent, text, st.integers(0, 2**63 - 1), attributes, counts), max_size=2)),
         links=draw(st.lists(st.builds(Link, hex_ids[16], hex_ids[8], text, attributes, counts, counts), max_size=2)),
-        resource=draw(resources), scope=draw(scopes), trace_state=draw(text), flags=draw(counts),
-        dropped_attributes=draw(counts), dropped_events=draw(counts), dropped_links=draw(counts),
+        resource=draw(resources),
+        scope=draw(scopes),
+        trace_state=draw(text),
+        flags=draw(counts),
+        dropped_attributes=draw(counts),
+        dropped_events=draw(counts),
+        dropped_links=draw(counts),
     )
 
 
@@ -81,7 +106,9 @@ def test_spans_survive_protobuf_and_json_exactly(given_spans: list[Span]) -> Non
     for decoded in (through_protobuf(given_spans), through_json(given_spans)):
         assert not decoded.rejected
         assert sorted(decoded.spans, key=sort_key) == expected
-        assert repr(sorted(decoded.spans, key=sort_key)) == repr(expected)  # 1, 1.0 and True are equal, but not the same
+        assert repr(sorted(decoded.spans, key=sort_key)) == repr(
+            expected
+        )  # 1, 1.0 and True are equal, but not the same
 
 
 def test_a_value_that_is_not_a_number_survives() -> None:
@@ -131,12 +158,26 @@ def test_equal_resources_become_one_group() -> None:
 
 @pytest.mark.parametrize(
     ("trace_id", "span_id"),
-    [("", "00f067aa0ba902b7"), (TRACE, ""), ("0" * 32, "00f067aa0ba902b7"), (TRACE, "0" * 16), (TRACE[:-2], "00f067aa0ba902b7"),
-     (TRACE, "00f067aa0ba902b7aa"), ("x" * 32, "00f067aa0ba902b7"), (7, "00f067aa0ba902b7"), (TRACE, None)],
+    [
+        ("", "00f067aa0ba902b7"),
+        (TRACE, ""),
+        ("0" * 32, "00f067aa0ba902b7"),
+        (TRACE, "0" * 16),
+        (TRACE[:-2], "00f067aa0ba902b7"),
+        (TRACE, "00f067aa0ba902b7aa"),
+        ("x" * 32, "00f067aa0ba902b7"),
+        (7, "00f067aa0ba902b7"),
+        (TRACE, None),
+    ],
 )
 def test_json_spans_without_usable_ids_are_rejected_by_name_and_the_others_kept(trace_id: Any, span_id: Any) -> None:
     body = json_span()
-    bad = {**body["resourceSpans"][0]["scopeSpans"][0]["spans"][0], "traceId": trace_id, "spanId": span_id, "name": "the bad one"}
+    bad = {
+        **body["resourceSpans"][0]["scopeSpans"][0]["spans"][0],
+        "traceId": trace_id,
+        "spanId": span_id,
+        "name": "the bad one",
+    }
     body["resourceSpans"][0]["scopeSpans"][0]["spans"].append(bad)
     decoded = otlp.decode(body)
     assert [span.name for span in decoded.spans] == ["n"]
@@ -144,8 +185,16 @@ def test_json_spans_without_usable_ids_are_rejected_by_name_and_the_others_kept(
     assert "'the bad one'" in decoded.rejected[0]
 
 
-@pytest.mark.parametrize(("trace_id", "span_id"), [(b"", b"12345678"), (bytes(16), b"12345678"), (b"x" * 16, bytes(8)),
-                                                   (b"x" * 15, b"12345678"), (b"x" * 16, b"123456789")])
+@pytest.mark.parametrize(
+    ("trace_id", "span_id"),
+    [
+        (b"", b"12345678"),
+        (bytes(16), b"12345678"),
+        (b"x" * 16, bytes(8)),
+        (b"x" * 15, b"12345678"),
+        (b"x" * 16, b"123456789"),
+    ],
+)
 def test_protobuf_spans_without_usable_ids_are_rejected_and_the_others_kept(trace_id: bytes, span_id: bytes) -> None:
     request = make_request(make_span(1))
     request.resource_spans[0].scope_spans[0].spans.add(trace_id=trace_id, span_id=span_id, name="bad")
@@ -184,12 +233,21 @@ def test_upper_case_and_base64_ids_are_read() -> None:
         ({"parentSpanId": "12"}, "parent_span_id", None),
         ({"name": None}, "name", ""),
         ({"attributes": "none"}, "attributes", {}),
-        ({"attributes": [None, {"key": 5}, {"key": "a"}, {"key": "b", "value": {"stringValue": ""}}]}, "attributes",
-         {"a": None, "b": ""}),
-        ({"attributes": [{"key": "n", "value": {"intValue": 7}}, {"key": "s", "value": {"intValue": "8"}}]}, "attributes",
-         {"n": 7, "s": 8}),
-        ({"attributes": [{"key": "f", "value": {"boolValue": False}}, {"key": "z", "value": {"intValue": "0"}}]}, "attributes",
-         {"f": False, "z": 0}),
+        (
+            {"attributes": [None, {"key": 5}, {"key": "a"}, {"key": "b", "value": {"stringValue": ""}}]},
+            "attributes",
+            {"a": None, "b": ""},
+        ),
+        (
+            {"attributes": [{"key": "n", "value": {"intValue": 7}}, {"key": "s", "value": {"intValue": "8"}}]},
+            "attributes",
+            {"n": 7, "s": 8},
+        ),
+        (
+            {"attributes": [{"key": "f", "value": {"boolValue": False}}, {"key": "z", "value": {"intValue": "0"}}]},
+            "attributes",
+            {"f": False, "z": 0},
+        ),
         ({"attributes": [{"key": "b", "value": {"bytesValue": "AAEC"}}]}, "attributes", {"b": b"\0\1\2"}),
         ({"links": [{"traceId": "short"}]}, "dropped_links", 1),
         ({"flags": 2**40}, "flags", 2**32 - 1),
@@ -242,11 +300,45 @@ def test_lone_surrogates_do_not_stop_an_export() -> None:
 
 
 json_junk = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([TRACE, "00f067aa0ba902b7"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["resourceSpans", "scopeSpans", "spans", "resource", "scope", "attributes", "traceId", "spanId", "key",
-                         "value", "stringValue", "intValue", "arrayValue", "kvlistValue", "values", "events", "links",
-                         "startTimeUnixNano", "kind", "status", "bytesValue", "doubleValue"]), inner, max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from([TRACE, "00f067aa0ba902b7"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "resourceSpans",
+                    "scopeSpans",
+                    "spans",
+                    "resource",
+                    "scope",
+                    "attributes",
+                    "traceId",
+                    "spanId",
+                    "key",
+                    "value",
+                    "stringValue",
+                    "intValue",
+                    "arrayValue",
+                    "kvlistValue",
+                    "values",
+                    "events",
+                    "links",
+                    "startTimeUnixNano",
+                    "kind",
+                    "status",
+                    "bytesValue",
+                    "doubleValue",
+                ]
+            ),
+            inner,
+            max_size=5,
+        )
+    ),
     max_leaves=25,
 )
 
@@ -254,8 +346,12 @@ json_junk = st.recursive(
 @settings(max_examples=200, deadline=None)
 @given(json_junk)
 def test_hostile_json_never_raises_anything_but_malformed(body: Any) -> None:
-    for wrapped in (body, {"resourceSpans": body}, {"resourceSpans": [{"scopeSpans": [{"spans": [body]}]}]},
-                    json_span(attributes=body, events=body, links=body)):
+    for wrapped in (
+        body,
+        {"resourceSpans": body},
+        {"resourceSpans": [{"scopeSpans": [{"spans": [body]}]}]},
+        json_span(attributes=body, events=body, links=body),
+    ):
         try:
             decoded = otlp.decode(wrapped)
         except otlp.MalformedError:
@@ -297,9 +393,11 @@ def test_bytes_that_are_no_request_are_malformed(data: bytes) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 10_000), st.binary(min_size=1, max_size=6), st.integers(0, 400))
 def test_a_damaged_request_is_read_or_malformed_never_anything_else(at: int, junk: bytes, cut: int) -> None:
-    data = make_request(make_span(1, events=[SpanEvent("e", 1)]), make_span(2, links=[Link(TRACE, "a" * 16)])).SerializeToString()
+    data = make_request(
+        make_span(1, events=[SpanEvent("e", 1)]), make_span(2, links=[Link(TRACE, "a" * 16)])
+    ).SerializeToString()
     at %= len(data)
-    damaged = (data[:at] + junk + data[at + len(junk):])[: max(1, len(data) - cut)]
+    damaged = (data[:at] + junk + data[at + len(junk) :])[: max(1, len(data) - cut)]
     try:
         request, _ = parse(ExportTraceServiceRequest, damaged)
     except otlp.MalformedError:
@@ -329,14 +427,20 @@ def any_value(value: Any) -> Any:
 
 def log_record(event: str, body: Any = None, time: int = 1, **attributes: Any) -> dict[str, Any]:
     return {
-        "traceId": TRACE, "spanId": "00f067aa0ba902b7", "timeUnixNano": str(time), "eventName": event, "body": any_value(body),
+        "traceId": TRACE,
+        "spanId": "00f067aa0ba902b7",
+        "timeUnixNano": str(time),
+        "eventName": event,
+        "body": any_value(body),
         "attributes": [{"key": key.replace("__", "."), "value": any_value(value)} for key, value in attributes.items()],
     }
 
 
 def test_the_details_event_gives_its_attributes_to_the_span() -> None:
     messages = [{"role": "user", "parts": [{"type": "text", "content": "hi"}]}]
-    body = log_request(log_record("gen_ai.client.inference.operation.details", gen_ai__input__messages=messages, other="no"))
+    body = log_request(
+        log_record("gen_ai.client.inference.operation.details", gen_ai__input__messages=messages, other="no")
+    )
     (content,) = otlp.log_records_from_json(body)
     assert (content.trace_id, content.span_id) == (TRACE, "00f067aa0ba902b7")
     assert content.attributes == {"gen_ai.input.messages": messages}
@@ -344,9 +448,18 @@ def test_the_details_event_gives_its_attributes_to_the_span() -> None:
 
 def test_message_events_become_messages_in_the_order_of_their_time() -> None:
     body = log_request(
-        log_record("gen_ai.choice", {"index": 0, "finish_reason": "tool_calls", "message": {
-            "role": "assistant", "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}},
-            time=9),
+        log_record(
+            "gen_ai.choice",
+            {
+                "index": 0,
+                "finish_reason": "tool_calls",
+                "message": {
+                    "role": "assistant",
+                    "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+                },
+            },
+            time=9,
+        ),
         log_record("gen_ai.tool.message", {"id": "c0", "content": "42"}, time=3),
         log_record("gen_ai.user.message", {"content": "hello"}, time=2),
         log_record("gen_ai.system.message", {"content": "be kind"}, time=1, gen_ai__system="openai"),
@@ -360,36 +473,73 @@ def test_message_events_become_messages_in_the_order_of_their_time() -> None:
             {"role": "tool", "parts": [{"type": "tool_call_response", "id": "c0", "response": "42"}]},
         ],
         "gen_ai.output.messages": [
-            {"role": "assistant", "parts": [{"type": "tool_call", "id": "c1", "name": "f", "arguments": "{}"}],
-             "finish_reason": "tool_calls"},
+            {
+                "role": "assistant",
+                "parts": [{"type": "tool_call", "id": "c1", "name": "f", "arguments": "{}"}],
+                "finish_reason": "tool_calls",
+            },
         ],
     }
 
 
 def test_messages_of_google_adk_are_understood() -> None:
-    body = log_request(log_record("gen_ai.user.message", {"content": {"role": "user", "parts": [
-        {"text": "hi"}, {"function_response": {"id": "1", "name": "f", "response": {"r": 2}}}]}}))
+    body = log_request(
+        log_record(
+            "gen_ai.user.message",
+            {
+                "content": {
+                    "role": "user",
+                    "parts": [{"text": "hi"}, {"function_response": {"id": "1", "name": "f", "response": {"r": 2}}}],
+                }
+            },
+        )
+    )
     (content,) = otlp.log_records_from_json(body)
-    assert content.attributes["gen_ai.input.messages"] == [{"role": "user", "parts": [
-        {"type": "text", "content": "hi"}, {"type": "tool_call_response", "id": "1", "response": {"r": 2}}]}]
+    assert content.attributes["gen_ai.input.messages"] == [
+        {
+            "role": "user",
+            "parts": [
+                {"type": "text", "content": "hi"},
+                {"type": "tool_call_response", "id": "1", "response": {"r": 2}},
+            ],
+        }
+    ]
 
 
 def test_other_log_records_and_those_without_a_span_are_passed_over() -> None:
     lost = {**log_record("gen_ai.choice", {"message": {"content": "x"}}), "spanId": ""}
-    assert otlp.log_records_from_json(log_request(log_record("device.app.lifecycle"), lost, {"body": {"stringValue": "x"}})) == []
+    assert (
+        otlp.log_records_from_json(
+            log_request(log_record("device.app.lifecycle"), lost, {"body": {"stringValue": "x"}})
+        )
+        == []
+    )
 
 
 def test_protobuf_logs_say_the_same_as_json_logs() -> None:
     request = ExportLogsServiceRequest()
-    record = request.resource_logs.add().scope_logs.add().log_records.add(
-        trace_id=bytes.fromhex(TRACE), span_id=bytes.fromhex("00f067aa0ba902b7"), event_name="gen_ai.user.message", time_unix_nano=1)
+    record = (
+        request.resource_logs.add()
+        .scope_logs.add()
+        .log_records.add(
+            trace_id=bytes.fromhex(TRACE),
+            span_id=bytes.fromhex("00f067aa0ba902b7"),
+            event_name="gen_ai.user.message",
+            time_unix_nano=1,
+        )
+    )
     otlp.set_value(record.body, {"content": "hello"})
     assert otlp.log_records_from_request(request) == otlp.log_records_from_json(
-        log_request(log_record("gen_ai.user.message", {"content": "hello"})))
+        log_request(log_record("gen_ai.user.message", {"content": "hello"}))
+    )
 
 
 @settings(max_examples=60, deadline=None)
-@given(values, st.sampled_from(["gen_ai.choice", "gen_ai.user.message", "gen_ai.tool.message",
-                                "gen_ai.client.inference.operation.details"]))
+@given(
+    values,
+    st.sampled_from(
+        ["gen_ai.choice", "gen_ai.user.message", "gen_ai.tool.message", "gen_ai.client.inference.operation.details"]
+    ),
+)
 def test_hostile_log_bodies_never_raise(body: Any, event: str) -> None:
     assert len(otlp.log_records_from_json(log_request(log_record(event, body)))) == 1

@@ -142,8 +142,14 @@ class HttpDoor:
         house, timeout = self._house, self._house.settings.read_timeout
 
         async def receive() -> None:
-            async for chunk in request.stream():
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] != "http.request":
+                    raise ClientDisconnect
+                chunk, more = message.get("body", b""), message.get("more_body", False)
                 body.extend(chunk)
+                request.state.ended = not more
                 if not house.reading.add(len(chunk)):
                     raise _Respond(house.say("http", signal, "overloaded", "too many bytes at once"))
                 if len(body) > house.settings.max_bytes:
@@ -158,7 +164,8 @@ class HttpDoor:
     async def _turn_away(self, request: Request, answer: Answer, as_json: bool) -> Response:
         """The answer to a request whose body was not read to its end; the connection closes after it."""
         waits = request.headers.get("expect", "").lower() == "100-continue"
-        if not waits and answer.situation != "slow":
+        ended = getattr(request.state, "ended", False)
+        if not ended and not waits and answer.situation != "slow":
             with contextlib.suppress(asyncio.TimeoutError, ClientDisconnect):
                 await asyncio.wait_for(_discard(request), DISCARD_SECONDS)
         response = _response(answer, "traces", as_json)
