@@ -21,7 +21,8 @@ from otel_cmb import clock, mapper, rebuild
 from otel_cmb.binding import Binding
 from otel_cmb.config import Settings
 from otel_cmb.dialects import in_list, insert_sql, list_param, mark, qualified, timestamp
-from otel_cmb.event import Event, event_id, trace_id_range
+from otel_cmb.event import Event, Span, event_id, trace_id_range
+from otel_cmb.search_index import IndexWriter
 from otel_cmb.traces import Trace
 from otel_cmb.values import as_dict
 
@@ -43,10 +44,16 @@ class Known:
         self._events = binding.tables["execution_events"].qualified
         self._bodies: dict[str, dict[str, Any]] = {}
         self._file = None if binding.owned else _SkeletonFile(directory)
+        self._search = IndexWriter(binding.dialect, binding.schema) if binding.owned else None
         self._cleaned = 0
 
     def _own(self, table: str) -> str:
         return qualified(table, self._binding.schema)
+
+    def forget(self) -> None:
+        """Trust nothing remembered about what is stored: the last transaction failed."""
+        if self._search is not None:
+            self._search.forget()
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
@@ -155,11 +162,13 @@ class Known:
         """Skeletons of new spans without a row, and who wrote the traces."""
         put: list[tuple[str, str]] = []
         drop: list[str] = []
+        stored: list[Span] = []
         for trace, after in changes:
             merged = {(span.span_id, span.start_ns) for event in after.values() for span in event.spans[1:]}
             for id_ in trace.touched:
                 facts = trace.facts[id_]
                 if id_ in after or (facts.span.span_id, facts.span.start_ns) in merged:
+                    stored.append(facts.span)
                     if id_ in trace.skeletons:
                         drop.append(id_)
                         trace.skeletons.discard(id_)
@@ -174,6 +183,8 @@ class Known:
                 trace.marker = frozenset({**states, **dict.fromkeys(trace.skeletons, "")}.items())
             return
         self._save_owned(connection, put, drop)
+        if self._search is not None:
+            self._search.write(connection, stored)
         self._sign(connection, [trace for trace, _ in changes], writer)
 
     def _save_owned(self, connection: Connection, put: Sequence[tuple[str, str]], drop: Sequence[str]) -> None:

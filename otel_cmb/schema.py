@@ -16,6 +16,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     String,
@@ -235,6 +236,29 @@ traces = Table(
     Column("start_ns", BigInteger, nullable=False),
     Column("end_ns", BigInteger, nullable=False),
     Index("ix_otel_cmb_traces_start", "start_ns"),
+)
+
+search = Table(
+    "otel_cmb_search", metadata,
+    Column("key_ns", BigInteger, nullable=False, comment="start of its first span; the others are close"),
+    Column("part", BigInteger, nullable=False, comment="random"),
+    Column("trace_id", String(32), nullable=False),
+    Column("first_ns", BigInteger, nullable=False, comment="first start of its spans"),
+    Column("last_ns", BigInteger, nullable=False, comment="last start of its spans"),
+    Column("shortest_ns", BigInteger, nullable=False),
+    Column("longest_ns", BigInteger, nullable=False),
+    Column("tags", LargeBinary, nullable=False, comment="hashes of what its spans can be found by, 3 bytes each"),
+    PrimaryKeyConstraint("key_ns", "part"),
+    sqlite_with_rowid=False,
+)
+
+operations = Table(
+    "otel_cmb_operations", metadata,
+    Column("service", String(255), nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("kind", Integer, nullable=False, comment="OTLP's number"),
+    Column("last_ns", BigInteger, nullable=False, comment="when it was last seen, to the hour"),
+    PrimaryKeyConstraint("service", "name", "kind"),
 )
 
 APPLICATION_TABLES = (

@@ -38,6 +38,28 @@ def upgrade() -> None:
     )
     op.create_index("ix_otel_cmb_traces_start", "otel_cmb_traces", ["start_ns"])
     op.create_table(
+        "otel_cmb_search",
+        sa.Column("key_ns", sa.BigInteger(), nullable=False, comment="start of its first span; the others are close"),
+        sa.Column("part", sa.BigInteger(), nullable=False, comment="random"),
+        sa.Column("trace_id", sa.String(32), nullable=False),
+        sa.Column("first_ns", sa.BigInteger(), nullable=False, comment="first start of its spans"),
+        sa.Column("last_ns", sa.BigInteger(), nullable=False, comment="last start of its spans"),
+        sa.Column("shortest_ns", sa.BigInteger(), nullable=False),
+        sa.Column("longest_ns", sa.BigInteger(), nullable=False),
+        sa.Column("tags", sa.LargeBinary(), nullable=False,
+                  comment="hashes of what its spans can be found by, 3 bytes each"),
+        sa.PrimaryKeyConstraint("key_ns", "part"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "otel_cmb_operations",
+        sa.Column("service", sa.String(255), nullable=False),
+        sa.Column("name", sa.String(255), nullable=False),
+        sa.Column("kind", sa.Integer(), nullable=False, comment="OTLP's number"),
+        sa.Column("last_ns", sa.BigInteger(), nullable=False, comment="when it was last seen, to the hour"),
+        sa.PrimaryKeyConstraint("service", "name", "kind"),
+    )
+    op.create_table(
         "sessions",
         sa.Column("id", sa.String(36), nullable=False),
         sa.Column("user_id", sa.String(36)),
@@ -228,6 +250,8 @@ def downgrade() -> None:
     op.drop_table("workflow_runs")
     op.drop_table("projects")
     op.drop_table("sessions")
+    op.drop_table("otel_cmb_operations")
+    op.drop_table("otel_cmb_search")
     op.drop_table("otel_cmb_traces")
     op.drop_table("otel_cmb_spans")
     op.drop_table("otel_cmb_resources")
