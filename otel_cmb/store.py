@@ -150,6 +150,8 @@ class Store:
         self._steps.clear()
         self._interned.clear()
         self._enriched.clear()
+        if self._binding is not None:
+            self._known.forget()
 
     def made_run(self, run_id: str) -> bool:
         """Whether this automatic run has come into use."""
@@ -549,8 +551,11 @@ class Store:
         if not self._binding.owned:
             return
         for change in changes:
-            for event in change.new:
-                for column, value in (("agent", event.agent_name), ("model", event.meta.get("model"))):
+            for event in (event for event in change.after.values() if event is not change.before.get(event.id)):
+                # The agent that thinks, or one that has answered: a group's manager starts first and does neither.
+                acts = event.event_type == "llm_call" or (
+                    event.event_type == "agent_call" and event.event_subtype != "message" and event.completed_ns is not None)
+                for column, value in (("agent", event.agent_name if acts else None), ("model", event.meta.get("model"))):
                     if value and event.run_id and (event.run_id, column) not in self._enriched:
                         if len(self._enriched) > 10_000:
                             self._enriched.clear()
