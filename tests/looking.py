@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from sqlalchemy import Connection, Engine, insert
 
 from otel_cmb import schema
 
-START = datetime(2026, 11, 22, 9, 30, 0)
+START = datetime(2026, 11, 22, 9, 30, tzinfo=timezone.utc).replace(tzinfo=None)
 SESSION = "0d3b5a52-6a53-4a43-9f5c-8a2f5f6f7c01"
 RUN = "6f1c1f0e-52d5-4f3e-9d0a-2f8f4c1d7a10"
 TRACE = "5b8aa5a2d2c872e8321cf37308d69df2"

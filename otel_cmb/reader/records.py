@@ -11,20 +11,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
-from typing import Any, TypeVar
+from decimal import Decimal
+from typing import Any, TypeVar, cast
+
+import orjson
 
 __all__ = [
     "Edge", "Event", "File", "Line", "Message", "Node", "Record", "Run", "RunTotals", "Session", "Share", "Step",
-    "Totals", "TreeNode", "as_json", "as_moment", "as_number", "iso",
+    "Totals", "TreeNode", "as_json", "as_moment", "as_number", "iso", "make", "maker",
+    "to_json",
 ]
 
 ENDED = frozenset({"completed", "failed", "cancelled", "canceled", "skipped", "error"})
 """Run statuses after which nothing more is expected."""
 
 TITLE_CHARS = 200
+_HUGE = re.compile("[0-9]{19}")
 
 
 def as_json(value: Any) -> Any:
@@ -33,8 +39,13 @@ def as_json(value: Any) -> Any:
         value = bytes(value).decode("utf-8", "replace")
     if not isinstance(value, str):
         return value
+    if _HUGE.search(value) is None:
+        try:
+            return orjson.loads(value)
+        except ValueError:
+            pass
     try:
-        return json.loads(value)
+        return json.loads(value)  # takes what orjson does not: NaN, lone surrogates, integers without rounding
     except (ValueError, RecursionError):
         return value
 
@@ -64,6 +75,8 @@ def as_moment(value: Any) -> datetime | None:
 
 def as_number(value: Any) -> int | float | None:
     """The value if it is a finite number, else `None`: the rule by which tokens and cents are added up."""
+    if isinstance(value, Decimal):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return value if math.isfinite(value) else None
@@ -77,7 +90,13 @@ def as_count(value: Any) -> int | None:
 def as_text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return json.dumps(value, ensure_ascii=False, default=str, separators=(",", ":"))
+
+
+def as_title(value: Any) -> str | None:
+    """The first line that says something, on one line, cut to :data:`TITLE_CHARS`."""
+    first = next((line for line in (as_text(value) or "").splitlines() if line.strip()), None)
+    return None if first is None else " ".join(first.split())[:TITLE_CHARS]
 
 
 def iso(moment: datetime | None) -> str | None:
@@ -273,7 +292,7 @@ class Line(Record):
     error_message: str | None
     """Its first 500 characters."""
     title: str | None
-    """What was done: the tool's name, the first line of the code, who handed off to whom, the file, the message."""
+    """What was done: the tool's name, the first line of the code or message, who handed off to whom, the file."""
     model: str | None
     tokens: int | None
     cost_usd: float | None
@@ -359,6 +378,7 @@ class Totals(Record):
 
 
 R = TypeVar("R", bound=Record)
+_makers: dict[tuple[type, tuple[str, ...]], Callable[..., Any]] = {}
 
 _RULES: dict[str, Any] = {
     **dict.fromkeys(("meta", "inputs", "outputs"), as_json),
@@ -368,29 +388,45 @@ _RULES: dict[str, Any] = {
          "progress_percentage"), as_count,
     ),
     "cost_usd": as_number,
+    "title": as_title,
     "extra": dict,
 }
 
 
-def make(kind: type[R], row: Mapping[str, Any], **given: Any) -> R:
-    """A record of `kind` from a row: known columns by rule, the rest into `extra` where the kind has one."""
+def maker(kind: type[R], columns: tuple[str, ...]) -> Callable[..., R]:
+    """Makes records of `kind` from rows with these columns: known ones by rule, the rest into `extra` if it has one."""
+    if (kind, columns) not in _makers:
+        _makers[kind, columns] = _new_maker(kind, columns)
+    return cast("Callable[..., R]", _makers[kind, columns])
+
+
+def _new_maker(kind: type[R], columns: tuple[str, ...]) -> Callable[..., R]:
     names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    extra: dict[str, Any] = {}
-    for name, value in row.items():
-        if name in names:
-            values[name] = _RULES.get(name, as_text)(value) if value is not None else None
-        else:
-            extra[name] = value if value is None or isinstance(value, (str, int, float, datetime)) else as_json(value)
-    if extra and "extra" in names:
-        values["extra"] = extra
-    return kind(**values, **given)
+    known = [(place, name, _RULES.get(name, as_text)) for place, name in enumerate(columns) if name in names]
+    others = [(place, name) for place, name in enumerate(columns) if name not in names] if "extra" in names else []
+
+    def make_one(row: Sequence[Any], **given: Any) -> R:
+        for place, name, rule in known:
+            value = row[place]
+            given[name] = None if value is None else rule(value)
+        if others:
+            given["extra"] = {name: _extra(row[place]) for place, name in others}
+        return kind(**given)
+
+    return make_one
+
+
+def make(kind: type[R], row: Mapping[str, Any], **given: Any) -> R:
+    """One record from a row."""
+    return maker(kind, tuple(row))(tuple(row.values()), **given)
+
+
+def _extra(value: Any) -> Any:
+    return value if value is None or isinstance(value, (str, int, float, datetime)) else as_json(value)
 
 
 def to_json(value: Any, *, indent: bool = False) -> bytes:
     """JSON of anything a row can hold. What orjson refuses (huge integers, lone surrogates) goes the slow way."""
-    import orjson
-
     try:
         return orjson.dumps(value, option=orjson.OPT_INDENT_2 if indent else 0, default=str)
     except (TypeError, ValueError, RecursionError):

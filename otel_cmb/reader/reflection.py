@@ -23,13 +23,13 @@ from sqlalchemy import (
     func,
     inspect,
     literal,
-    literal_column,
     null,
 )
 from sqlalchemy.types import JSON, NullType
 
 from otel_cmb.errors import SchemaError
 from otel_cmb.schema import APPLICATION_TABLES
+from otel_cmb.schema import metadata as owned
 
 __all__ = ["Schema", "reflect"]
 
@@ -55,15 +55,18 @@ class Schema:
         return table in self.tables and all(column in self.tables[table].c for column in columns)
 
     def column(self, table: str, name: str) -> ColumnElement[Any]:
-        """The column, or NULL where there is none."""
+        """The column, or a NULL of its type where there is none."""
         found: ColumnElement[Any] | None = self.tables[table].c.get(name)
-        return literal_column("NULL").label(name) if found is None else found
+        if found is not None:
+            return found
+        kind = owned.tables[table].c[name].type
+        return cast(null(), Text() if isinstance(kind, JSON) else kind).label(name)
 
     def json_text(self, table: str, column: str, *path: str) -> ColumnElement[Any]:
         """The text at `path` of a JSON column; NULL where there is none or the column holds no JSON object."""
         source: ColumnElement[Any] | None = self.tables[table].c.get(column)
         if source is None:
-            return null()
+            return cast(null(), Text)
         if self.dialect == "sqlite":
             where = "$" + "".join(f'."{key}"' for key in path)
             return case((func.json_valid(source) == 1, cast(func.json_extract(source, where), Text)))
@@ -75,7 +78,7 @@ class Schema:
         """The number at `key` of a JSON column; NULL for anything that is not a number."""
         source: ColumnElement[Any] | None = self.tables[table].c.get(column)
         if source is None:
-            return null()
+            return cast(null(), Numeric)
         if self.dialect == "sqlite":
             where = f'$."{key}"'
             kind = case((func.json_valid(source) == 1, func.json_type(source, where)))

@@ -16,7 +16,7 @@ from otel_cmb.config import safe_url
 from otel_cmb.dialects import SQLITE, begin_read, timestamp
 from otel_cmb.errors import CMBError, ConfigurationError, DatabaseUnavailableError, SchemaError
 from otel_cmb.faults import Fault, classify
-from otel_cmb.reader.records import Record, as_moment, make
+from otel_cmb.reader.records import Record, as_moment, maker
 from otel_cmb.reader.reflection import Schema
 
 __all__ = ["EVENTS", "NODES", "RUNS", "Source", "UnreadableJSONError", "reading"]
@@ -79,7 +79,10 @@ class Source:
             return [dict(row) for row in connection.execute(statement).mappings()]
 
     def records(self, kind: type[R], statement: Select[Any]) -> list[R]:
-        return [make(kind, row) for row in self.rows(statement)]
+        with reading(self._engine, self.where) as connection:
+            result = connection.execute(statement)
+            make_one = maker(kind, tuple(result.keys()))
+            return [make_one(row) for row in result]
 
     def select(self, table: str) -> Select[Any]:
         return select(*self.schema[table].c)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Text, and_, case, cast, func, literal, or_, select
+from sqlalchemy import ColumnElement, Select, Text, and_, case, cast, func, literal, or_, select
 
 from otel_cmb.reader.records import TITLE_CHARS, Line, RunTotals, Share, Totals, as_json, as_number, as_text, make
 from otel_cmb.reader.source import EVENTS, Source, UnreadableJSONError
@@ -42,6 +42,7 @@ class Summary:
     """Questions to `execution_events`."""
 
     def __init__(self, source: Source) -> None:
+        self._source = source
         self._rows = source.rows
         self._schema = source.schema
         self._events = source.schema[EVENTS]
@@ -68,11 +69,14 @@ class Summary:
         ]
         whole = [self._schema.column(EVENTS, name) for name in ("inputs", "meta")]
 
-        def read(columns: list[Any]) -> list[dict[str, Any]]:
+        def read(columns: list[Any]) -> Select[Any]:
             order = (self._events.c.execution_order, self._events.c.id)
-            return self._rows(select(*plain, error, *columns).where(*where).order_by(*order).limit(limit))
+            return select(*plain, error, *columns).where(*where).order_by(*order).limit(limit)
 
-        return [_line(row) for row in self._ask(lambda: read(facts), lambda: [_with_facts(row) for row in read(whole)])]
+        return self._ask(
+            lambda: self._source.records(Line, read(facts)),
+            lambda: [make(Line, _with_facts(row)) for row in self._rows(read(whole))],
+        )
 
     def _title(self) -> ColumnElement[Any]:
         subtype = self._schema.column(EVENTS, "event_subtype")
@@ -89,6 +93,10 @@ class Summary:
     def _number(self, key: str) -> ColumnElement[Any]:
         return self._schema.json_number(EVENTS, "meta", key)
 
+    def _sum(self, column: Any) -> ColumnElement[Any]:
+        """SQLite's own `sum` refuses integers that overflow 64 bits."""
+        return func.total(column) if self._schema.dialect == "sqlite" else func.sum(column)
+
     # -- sums ---------------------------------------------------------------------------------------------------------
 
     def by_run(self, run_ids: list[str]) -> dict[str, RunTotals]:
@@ -104,12 +112,12 @@ class Summary:
         status = self._schema.column(EVENTS, "status")
         statement = select(
             self._events.c.run_id, func.count().label("events"), _count(status == "failed").label("failures"),
-            _count(status == "running").label("running"), func.sum(self._number(TOKENS)).label(TOKENS),
-            func.sum(self._number(COST)).label(COST),
+            _count(status == "running").label("running"), self._sum(self._number(TOKENS)).label(TOKENS),
+            self._sum(self._number(COST)).label(COST),
         ).where(self._events.c.run_id.in_(run_ids)).group_by(self._events.c.run_id)
         return {
-            row["run_id"]: RunTotals(row["events"], int(row["failures"] or 0), int(row["running"] or 0),
-                                     int(row[TOKENS] or 0), _cents(row[COST]))
+            row["run_id"]: RunTotals(row["events"], _whole(row["failures"]), _whole(row["running"]),
+                                     _whole(row[TOKENS]), _cents(row[COST]))
             for row in self._rows(statement)
         }
 
@@ -140,11 +148,11 @@ class Summary:
             case((is_call, duration)).label("duration_ms"),
             self._number(TOKENS).label(TOKENS), self._number(COST).label(COST),
         ).where(self._events.c.run_id == run_id, *([] if where is None else [where])).subquery()
-        sums = [func.sum(inner.c[key]).label(key) for key in ("calls", "failures", "duration_ms", TOKENS, COST)]
+        sums = [self._sum(inner.c[key]).label(key) for key in ("calls", "failures", "duration_ms", TOKENS, COST)]
         found = self._rows(select(inner.c.name, *sums).where(inner.c.name.is_not(None)).group_by(inner.c.name))
         return _ranked(
-            Share(str(row["name"]), int(row["calls"] or 0), int(row["failures"] or 0), int(row["duration_ms"] or 0),
-                  int(row[TOKENS] or 0), _cents(row[COST]))
+            Share(str(row["name"]), _whole(row["calls"]), _whole(row["failures"]), _whole(row["duration_ms"]),
+                  _whole(row[TOKENS]), _cents(row[COST]))
             for row in found
         )
 
@@ -155,12 +163,11 @@ class Summary:
         shares: dict[str, dict[str, list[Any]]] = {"agent": {}, "tool": {}, "model": {}}
         statement = select(*[self._schema.column(EVENTS, name) for name in columns])
         for row in self._rows(statement.where(self._events.c.run_id == run_id)):
-            facts = _with_facts(row)
+            inputs, meta, facts = _object(row["inputs"]), _object(row["meta"]), _with_facts(row)
             kind, failed = row["event_type"], row["status"] == "failed"
-            tokens, cost = int(facts[TOKENS] or 0), float(facts[COST] or 0)
+            tokens, cost = _whole(facts[TOKENS]), float(facts[COST] or 0)
             events, failures, running = events + 1, failures + failed, running + (row["status"] == "running")
             all_tokens, all_cost = all_tokens + tokens, _cents(all_cost + cost)
-            inputs, meta = _object(row["inputs"]), _object(row["meta"])
             groups: list[tuple[str, Any, bool]] = [
                 ("agent", row["agent_name"], kind == "agent_call" and row["event_subtype"] not in NOT_AGENT_CALLS),
             ]
@@ -175,7 +182,7 @@ class Summary:
                     share = shares[group].setdefault(name, [0, 0, 0, 0, 0.0])
                     share[0] += call
                     share[1] += call and failed
-                    share[2] += int(as_number(row["duration_ms"]) or 0) if call else 0
+                    share[2] += _whole(row["duration_ms"]) if call else 0
                     share[3] += tokens
                     share[4] = _cents(share[4] + cost)
         agents, tools, models = (_ranked(Share(name, *values) for name, values in shares[group].items())
@@ -185,7 +192,11 @@ class Summary:
 
 def _cents(cost: Any) -> float:
     """A sum of money without the noise of binary fractions."""
-    return round(float(cost or 0), 9)
+    return round(float(as_number(cost) or 0), 9)
+
+
+def _whole(number: Any) -> int:
+    return int(as_number(number) or 0)
 
 
 def _count(condition: Any) -> ColumnElement[Any]:
@@ -206,7 +217,6 @@ def _object(value: Any) -> dict[str, Any]:
 def _with_facts(row: dict[str, Any]) -> dict[str, Any]:
     """The row with title, model, tokens and cost, worked out from `inputs` and `meta`."""
     inputs, meta = _object(row.pop("inputs", None)), _object(row.pop("meta", None))
-    row["inputs"], row["meta"] = inputs, meta
     kind = "message" if row.get("event_subtype") == "message" else row.get("event_type")
     keys = TITLES.get(str(kind))
     if keys is None:
@@ -217,20 +227,6 @@ def _with_facts(row: dict[str, Any]) -> dict[str, Any]:
         title = " → ".join(as_text(inputs.get(key)) or "?" for key in keys)
     return {**row, "title": title, MODEL: as_text(meta.get(MODEL)), TOKENS: as_number(meta.get(TOKENS)),
             COST: as_number(meta.get(COST))}
-
-
-def _line(row: dict[str, Any]) -> Line:
-    row.pop("inputs", None)
-    row.pop("meta", None)
-    if row["title"] is not None:
-        title = str(row["title"])
-        if row["event_type"] == "code_exec":
-            title = next((line for line in title.splitlines() if line.strip()), "")
-        row["title"] = " ".join(title.split())[:TITLE_CHARS]
-    for name in (TOKENS, COST):
-        if row[name] is not None and not isinstance(row[name], (int, float)):
-            row[name] = float(row[name])  # PostgreSQL's numeric
-    return make(Line, row)
 
 
 def sums_of(lines: Iterable[Line]) -> RunTotals:
