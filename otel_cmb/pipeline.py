@@ -293,11 +293,13 @@ class Pipeline:
         if self._closed or self._journal is None:
             return True
         limit = self.settings.shutdown_timeout if timeout is None else timeout
+        deadline = clock.monotonic() + limit
+        complete = self.flush(limit)
         if self._automatic_open and self._automatic_pid == os.getpid():
             self._automatic_open = False
             self.accept_command({"do": "run_end", "id": self.automatic_run_id, "status": "completed",
                                  "at": clock.now_ns()})
-        complete = self.flush(limit)
+            complete = self.flush(max(0.0, deadline - clock.monotonic())) and complete
         self._closed = self._stopping = True
         self._wake.put(None)
         thread = self._thread
