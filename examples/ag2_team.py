@@ -77,12 +77,13 @@ def build(llm_config: dict[str, Any], work_dir: str) -> DefaultPattern:
     """The team: the planner hands over by its tool, engineer and executor take turns until the engineer is done."""
     planner = ConversableAgent(
         "planner", llm_config=llm_config,
-        system_message="You are the planner. Look up the constants you need, then record a plan of at most three steps.",
+        system_message="You are the planner. Look up the constants you need, then record a plan of three steps.",
     )
     engineer = ConversableAgent(
         "engineer", llm_config=llm_config,
-        system_message="You are the engineer. Answer with one Python block that does the plan with the standard library. "
-                       "The executor runs it and tells you the output. When it is right, say the result and TERMINATE.",
+        system_message="You are the engineer. Answer with one Python block that does the plan, with the standard "
+                       "library. The executor runs it and tells you the output. When it is right, say the result and "
+                       "TERMINATE.",
     )
     executor = ConversableAgent(
         "executor", human_input_mode="NEVER",

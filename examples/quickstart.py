@@ -9,15 +9,19 @@ import otel_cmb
 
 URL = "sqlite:///quickstart.db"
 
-otel_cmb.configure(database_url=URL)
-with otel_cmb.run(mode="one_shot", agent="engineer", model="none", task="add two numbers") as run, otel_cmb.node("step_1"):
+provider = otel_cmb.configure(database_url=URL)
+with otel_cmb.run(agent="engineer", task="add two numbers") as run, otel_cmb.node("step_1"):  # noqa: SIM117
     with otel_cmb.agent_call("engineer", message="What is 1 + 2?") as call:
         with otel_cmb.tool_call("lookup", arguments={"name": "two"}) as tool:
             tool.set_result(2)
-        code = "print(1 + 2)"
-        with otel_cmb.code_exec(code, language="python") as execution:
+        with otel_cmb.code_exec("print(1 + 2)", language="python") as execution:
             execution.set_result("3\n", exit_code=0)
         call.set_response("3")
-otel_cmb.flush()
+provider.force_flush()
 
-print(f"run {run.id} in {URL}:")
+with otel_cmb.open_reader(URL) as reader:
+    stored = reader.run(run.id)
+    print(f"run {stored.id}: {stored.status}, in {URL}")
+    for event in reader.history(run.id):
+        print(f"{'  ' * event.depth}{event.event_type} {event.agent_name} {event.status}: "
+              f"{event.inputs} -> {event.outputs}")

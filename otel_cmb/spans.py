@@ -49,7 +49,11 @@ class ToolCall(Block):
     """A tool is called."""
 
     def set_result(self, result: Any) -> None:
-        self.set("gen_ai.tool.call.result", to_json(result))
+        if result is None or isinstance(result, (bool, int, float)):
+            # As a JSON text it could not be told from the text of a number, which is what most tools answer.
+            self.set("cmb.outputs", to_json({"result": result}))
+        else:
+            self.set("gen_ai.tool.call.result", to_json(result))
 
 
 class CodeExec(Block):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from ag2_programs.support import ScriptedServer, call, calls, inputs, llm, meta, outputs, python, say
@@ -33,8 +34,8 @@ pytest_plugins = ["ag2_programs.fixtures"]
 
 
 def agent(name, llm_config=False, reply=None, **more):
-    return ConversableAgent(name, llm_config=llm_config, human_input_mode="NEVER", default_auto_reply=reply or f"{name} did",
-                            system_message=f"I am {name}.", **more)
+    return ConversableAgent(name, llm_config=llm_config, human_input_mode="NEVER", system_message=f"I am {name}.",
+                            default_auto_reply=reply or f"{name} did", **more)
 
 
 TEAM = {
@@ -124,15 +125,16 @@ def test_auto_pattern(recorded, tmp_path):
     with ScriptedServer(script) as server:
         config = llm(server)
         planner, engineer = agent("planner", config), agent("engineer", config)
-        executor = agent("executor", code_execution_config={"executor": LocalCommandLineCodeExecutor(work_dir=tmp_path)})
+        executor = agent("executor",
+                         code_execution_config={"executor": LocalCommandLineCodeExecutor(work_dir=tmp_path)})
         pattern = AutoPattern(
             initial_agent=planner, agents=[planner, engineer, executor],
             group_manager_args={"llm_config": config,
                                 "is_termination_msg": lambda message: "TERMINATE" in str(message.get("content"))})
         initiate_group_chat(pattern, messages="go", max_rounds=20)
     assert recorded.handoffs() == [("planner", "engineer"), ("engineer", "executor"), ("executor", "planner")]
-    assert recorded.agents() == Counter(
-        {"chat_manager": 1, "checking_agent": 3, "engineer": 1, "executor": 1, "planner": 2, "speaker_selection_agent": 3})
+    assert recorded.agents() == Counter({"chat_manager": 1, "checking_agent": 3, "engineer": 1, "executor": 1,
+                                         "planner": 2, "speaker_selection_agent": 3})
     assert recorded.tokens() == (6, 762)
     assert recorded.nodes() == ["chat_1"]
 
@@ -174,7 +176,7 @@ def test_round_robin_and_random_patterns(recorded):
         initiate_group_chat(kind(initial_agent=a, agents=[a, b, c]), messages="go", max_rounds=6)
         spoke = [span.attributes["gen_ai.agent.name"] for span in recorded.of("agent_call")][1:]
         assert len(spoke) == 5
-        assert recorded.handoffs() == [pair for pair in zip(spoke, spoke[1:], strict=False) if pair[0] != pair[1]]
+        assert recorded.handoffs() == [(one, other) for one, other in pairwise(spoke) if one != other]
 
 
 def test_manual_pattern_asks_a_person(recorded, monkeypatch):
@@ -200,7 +202,8 @@ def test_a_tool_that_names_the_next_speaker(recorded):
             return ReplyResult(message="over to you", target=AgentTarget(engineer))
 
         planner.register_for_llm()(hand_over)
-        initiate_group_chat(DefaultPattern(initial_agent=planner, agents=[planner, engineer]), messages="go", max_rounds=9)
+        pattern = DefaultPattern(initial_agent=planner, agents=[planner, engineer])
+        initiate_group_chat(pattern, messages="go", max_rounds=9)
     assert recorded.tools() == [("hand_over", "ok")]
     assert recorded.handoffs() == [("planner", "engineer")]
     assert meta(recorded.of("handoff")[0]) == {"reason": "hand_over"}
@@ -225,7 +228,8 @@ def test_a_transfer_in_the_last_round_is_not_lost(recorded):
         planner, engineer = agent("planner", llm(server)), agent("engineer")
         planner.handoffs.add_llm_conditions([
             OnCondition(target=AgentTarget(engineer), condition=StringLLMCondition("a"))])
-        initiate_group_chat(DefaultPattern(initial_agent=planner, agents=[planner, engineer]), messages="go", max_rounds=3)
+        pattern = DefaultPattern(initial_agent=planner, agents=[planner, engineer])
+        initiate_group_chat(pattern, messages="go", max_rounds=3)
     assert recorded.agents()["engineer"] == 0
     assert recorded.handoffs() == [("planner", "engineer")]
 
@@ -235,7 +239,8 @@ def test_a_transfer_tool_that_ends_the_chat_is_a_tool_call(recorded):
         planner, engineer = agent("planner", llm(server)), agent("engineer")
         planner.handoffs.add_llm_conditions([
             OnCondition(target=TerminateTarget(), condition=StringLLMCondition("a"))])
-        initiate_group_chat(DefaultPattern(initial_agent=planner, agents=[planner, engineer]), messages="go", max_rounds=9)
+        pattern = DefaultPattern(initial_agent=planner, agents=[planner, engineer])
+        initiate_group_chat(pattern, messages="go", max_rounds=9)
     assert recorded.handoffs() == []
     assert recorded.tools() == [("transfer_to_terminate_1", "ok")]
 
@@ -256,7 +261,8 @@ def test_back_to_the_user(recorded):
 
 def test_a_nested_chat_as_target(recorded):
     a, b, inner = agent("a"), agent("b"), agent("inner")
-    nested = NestedChatTarget(nested_chat_config={"chat_queue": [{"recipient": inner, "message": "do", "max_turns": 1}]})
+    queue = [{"recipient": inner, "message": "do", "max_turns": 1}]
+    nested = NestedChatTarget(nested_chat_config={"chat_queue": queue})
     a.handoffs.add_context_condition(OnContextCondition(target=nested, condition=None))
     initiate_group_chat(DefaultPattern(initial_agent=a, agents=[a, b]), messages="go", max_rounds=4)
     (wrapper,) = [name for name in recorded.agents() if "nested" in name]
@@ -277,8 +283,9 @@ def test_resumed_history_is_no_message_again(recorded):
 def test_a_failing_model_fails_the_manager_too(recorded):
     with ScriptedServer([500] * 9) as server:
         a, b = agent("a", llm(server)), agent("b")
+        pattern = DefaultPattern(initial_agent=a, agents=[a, b])
         with pytest.raises(Exception, match="scripted failure"):
-            initiate_group_chat(DefaultPattern(initial_agent=a, agents=[a, b]), messages="go", max_rounds=4)
+            initiate_group_chat(pattern, messages="go", max_rounds=4)
     failed = [span.name for span in recorded.spans if not span.status.is_ok]
-    assert failed == ["node chat_1", "conversation _User -> chat_manager", "invoke_agent chat_manager", "invoke_agent a",
-                      "chat gpt-4o-mini"]
+    assert failed == ["node chat_1", "conversation _User -> chat_manager", "invoke_agent chat_manager",
+                      "invoke_agent a", "chat gpt-4o-mini"]

@@ -71,10 +71,14 @@ def test_tool_call_inside_an_agent_carries_its_name_and_hangs_below_it(recorded)
     assert "cmb.inputs" not in agent_span.attributes
 
 
-def test_a_text_result_stays_a_text(recorded):
-    with spans.tool_call("constant") as tool:
-        tool.set_result("67.4")
-    assert loads(only(recorded), "gen_ai.tool.call.result") == "67.4"
+def test_a_text_result_stays_a_text_and_a_number_a_number(recorded):
+    for result in ("67.4", 67.4, 0, False, None):
+        with spans.tool_call("constant") as tool:
+            tool.set_result(result)
+    text, *others = recorded.get_finished_spans()
+    assert loads(text, "gen_ai.tool.call.result") == "67.4"
+    assert [loads(span, "cmb.outputs") for span in others] == [{"result": value} for value in (67.4, 0, False, None)]
+    assert all("gen_ai.tool.call.result" not in span.attributes for span in others)
 
 
 UNSET, ERROR = StatusCode.UNSET, StatusCode.ERROR
