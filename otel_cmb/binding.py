@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Connection, inspect, types
@@ -275,6 +275,7 @@ def _check_rights(connection: Connection, found: Examination, *, read_only: bool
         table = found.tables[name]
         rights = {"SELECT": select, "INSERT": insert, "UPDATE": update}
         if row_security:
+            table = found.tables[name] = replace(table, copy=False)
             found.notes.append(f"{name} is under row-level security: only rows its policies show {user} are seen")
         needed = ("SELECT",) if read_only or name != "execution_events" else _WRITES_EVENTS
         missing = [right for right in needed if not rights[right]]

@@ -80,7 +80,7 @@ class ColumnInfo:
 @dataclass(frozen=True)
 class TableInfo:
     """One table as it is. `qualified` is the quoted name for SQL text. Not `writable`: `reason` says what stands in the
-    way of an INSERT."""
+    way of an INSERT. Not `copy`: PostgreSQL takes no COPY into it (row-level security)."""
 
     name: str
     qualified: str
@@ -88,6 +88,7 @@ class TableInfo:
     key: tuple[str, ...]
     writable: bool = True
     reason: str = ""
+    copy: bool = True
 
     def __contains__(self, column: str) -> bool:
         return column in self.columns

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 from support import postgres
 
-from otel_cmb import config, dialects
+from otel_cmb import binding, bulk, config, dialects
 from otel_cmb.dialects import Fault, classify
 from otel_cmb.errors import ConfigurationError, DatabaseUnavailableError, DatabaseURLError, SchemaError
 
@@ -612,3 +612,95 @@ def test_without_result_codes_the_text_decides():
     }
     for text, fault in texts.items():
         assert classify(sqlite3.OperationalError(text)).fault is fault, text
+
+
+# -- many rows at once --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def owned(any_url, engine_of):
+    """An owned database with a session and a run, its engine and binding."""
+    engine = engine_of(any_url)
+    with engine.connect() as connection:
+        found = binding.bind(connection, settings_for(any_url))
+        now = dialects.timestamp(found.dialect, "timestamp", 1_766_000_000_000_000_000)
+        dialects.begin_write(connection)
+        for table, row in (
+            ("sessions", {"id": "s", "name": "s", "created_at": now, "last_active_at": now}),
+            ("workflow_runs", {"id": "r", "session_id": "s", "mode": "m", "agent": "a", "model": "m"}),
+        ):
+            connection.exec_driver_sql(
+                dialects.insert_sql(found.dialect, found.tables[table].qualified, list(row)), tuple(row.values())
+            )
+        connection.commit()
+    return engine, found
+
+
+EVENT = ("id", "run_id", "session_id", "event_type", "timestamp", "meta", "execution_order", "error_message")
+
+
+def event_rows(dialect, count, start=0, run="r"):
+    now = dialects.timestamp(dialect, "timestamp", 1_766_000_000_123_456_000)
+    odd = 'tab\t newline\n backslash \\ quote " \\N é 😀'
+    return [
+        (f"event-{number}", run, "s", "agent_call", now, '{"a": "\\n\\u00e9"}', number, odd if number % 2 else None)
+        for number in range(start, start + count)
+    ]
+
+
+@pytest.mark.parametrize("count", [1, bulk.COPY_FROM, 300])
+def test_many_rows_arrive_as_they_were(owned, count):
+    engine, found = owned
+    rows = event_rows(found.dialect, count)
+    with engine.connect() as connection:
+        dialects.begin_write(connection)
+        bulk.insert_rows(connection, found.tables["execution_events"], EVENT, rows)
+        connection.commit()
+        select = "SELECT execution_order, error_message FROM execution_events ORDER BY 1"
+        stored = connection.exec_driver_sql(select).all()
+        assert [tuple(row) for row in stored] == [(row[6], row[7]) for row in rows]
+        kept = connection.execute(sa.select(sa.column("meta", sa.JSON())).select_from(sa.table("execution_events")))
+        assert kept.scalars().first() == {"a": "\né"}
+
+
+def test_a_bad_row_among_many_spoils_all_and_is_told(owned):
+    engine, found = owned
+    with engine.connect() as connection:
+        for rows, fault in (
+            (event_rows(found.dialect, 20) + event_rows(found.dialect, 1), Fault.DUPLICATE),
+            (event_rows(found.dialect, 20) + event_rows(found.dialect, 1, 30, "no such run"), Fault.POISON),
+        ):
+            dialects.begin_write(connection)
+            with pytest.raises(sa.exc.IntegrityError) as caught:
+                bulk.insert_rows(connection, found.tables["execution_events"], EVENT, rows)
+            assert classify(caught.value).fault is fault
+            connection.rollback()
+        assert connection.exec_driver_sql("SELECT count(*) FROM execution_events").scalar() == 0
+
+
+def test_under_row_level_security_rows_are_inserted_not_copied(postgresql_url, engine_of):
+    engine = engine_of(postgresql_url)
+    with engine.connect() as connection:
+        binding.bind(connection, settings_for(postgresql_url))
+        dialects.begin_write(connection)
+        connection.exec_driver_sql("ALTER TABLE execution_events ENABLE ROW LEVEL SECURITY")
+        connection.commit()
+        found = binding.bind(connection, settings_for(postgresql_url))
+    assert not found.tables["execution_events"].copy
+    assert found.tables["messages"].copy
+
+
+def test_a_connection_lost_during_copy_is_an_outage(cuttable_postgresql, engine_of):
+    url, proxy = cuttable_postgresql
+    engine = engine_of(url)
+    with engine.connect() as connection:
+        found = binding.bind(connection, settings_for(url))
+        dialects.begin_write(connection)
+        proxy.cut()
+        with pytest.raises(sa.exc.DBAPIError) as caught:
+            bulk.insert_rows(connection, found.tables["execution_events"], EVENT, event_rows("postgresql", 5000))
+        assert classify(caught.value).fault is Fault.OUTAGE
+        connection.rollback()
+    proxy.restore()
+    with dialects.connect(engine) as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM execution_events").scalar() == 0
