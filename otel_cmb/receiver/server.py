@@ -112,9 +112,10 @@ def serve(settings: ServeSettings, general: Settings) -> None:
     stays in the journal.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    from otel_cmb.pipeline import get_pipeline
+    from otel_cmb.pipeline import get_pipeline, state_directory
 
     _raise_file_limit()
+    state_directory(general)  # a malformed database URL is an error now, an unreachable database is not
     pipeline = get_pipeline(general, per_trace_runs=True)
     receiver = Receiver(settings, general, pipeline)
     _LOG.info("spans go to %s", safe_url(general.database_url))
