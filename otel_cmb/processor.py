@@ -15,11 +15,14 @@ from otel_cmb.accounting import Stats
 from otel_cmb.context import NODE_ID, PARENT_EVENT_ID, RUN_ID, SESSION_ID, STEP_ID, with_environment
 from otel_cmb.event import Stamp
 from otel_cmb.pipeline import Pipeline, get_pipeline, use_pipeline
+from otel_cmb.sdk import plain_dict
 
 __all__ = ["CMBSpanProcessor"]
 
 _log = logging.getLogger("otel_cmb")
 _STAMPED = ((RUN_ID, "run_id"), (SESSION_ID, "session_id"), (NODE_ID, "node_id"), (STEP_ID, "step_id"))
+
+_KEYS = frozenset(key for key, _ in _STAMPED)
 
 
 class CMBSpanProcessor(SpanProcessor):
@@ -68,6 +71,7 @@ class CMBSpanProcessor(SpanProcessor):
 
     @staticmethod
     def _stamp(span: Span, parent_context: Context | None) -> Stamp:
+        given = plain_dict(getattr(span, "_attributes", None) or span.attributes)
         values = baggage.get_all(parent_context)
         stamp = Stamp()
         if values:
@@ -75,16 +79,15 @@ class CMBSpanProcessor(SpanProcessor):
                 value = values.get(key)
                 if value:
                     setattr(stamp, name, str(value))
-                    if key not in (span.attributes or {}):
+                    if key not in given:
                         span.set_attribute(key, str(value))
             parent = values.get(PARENT_EVENT_ID)
             stamp.parent_event_id = str(parent) if parent else None
-        attributes = span.attributes
-        if attributes:
+        if not _KEYS.isdisjoint(given):
             # Attributes given at the start are remembered: a span with more than 128 of them drops its oldest.
             for key, name in _STAMPED:
-                if key in attributes:
-                    setattr(stamp, name, str(attributes[key]))
+                if key in given:
+                    setattr(stamp, name, str(given[key]))
         return with_environment(stamp)
 
 
