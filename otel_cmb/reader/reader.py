@@ -87,6 +87,10 @@ class Reader:
         """The database, as a URL without its password."""
         return self._source.where
 
+    def replaced(self) -> bool:
+        """The SQLite file was deleted or replaced since it was opened: what is read is of the old one. Open anew."""
+        return self._source.replaced()
+
     # -- runs and sessions --------------------------------------------------------------------------------------------
 
     def sessions(self, *, limit: int | None = None) -> list[Session]:

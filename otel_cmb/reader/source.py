@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -64,6 +65,20 @@ class Source:
         self.where = safe_url(url)
         self._gate: Connection | None = None
         self._gate_lock = threading.Lock()
+        self._file = self._identity()
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Which file this is, SQLite only."""
+        if self.schema.dialect != SQLITE:
+            return None
+        try:
+            found = os.stat(self._engine.url.database or "")
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def replaced(self) -> bool:
+        return self._identity() != self._file
 
     def close(self) -> None:
         with self._gate_lock:
