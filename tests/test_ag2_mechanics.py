@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from ag2_programs.support import Recorded, ScriptedServer, call, inputs, llm, python, say
 from autogen import AssistantAgent, ConversableAgent, GroupChat, GroupChatManager, OpenAIWrapper, UserProxyAgent
-from autogen.coding import LocalCommandLineCodeExecutor
+from autogen.coding import CodeBlock, LocalCommandLineCodeExecutor
 from opentelemetry import baggage, trace
 from opentelemetry.context import attach, detach, get_current
 from opentelemetry.sdk.trace import TracerProvider
@@ -253,6 +253,20 @@ def test_snapshot_knows_what_is_not_the_codes(tmp_path):
         assert found == [(str(tmp_path / "kept.py"), 7), (str(tmp_path / "deep/er/x.csv"), 13)]
         assert Snapshot(str(tmp_path)).written() == []
         assert snapshot.written(own=["functions.py"]) == []
+
+
+def test_what_otel_cmb_writes_is_not_the_codes(recorded, tmp_path):
+    from otel_cmb import config, pipeline
+
+    settings = config.load(database_url=f"sqlite:///{tmp_path}/mine.db", state_dir=str(tmp_path / "journals"))
+    pipeline.use_pipeline(pipeline.get_pipeline(settings))
+    try:
+        code = ("import os; os.mkdir('journals'); open('journals/j1', 'w').close(); open('mine.db', 'w').close(); "
+                "open('theirs.db', 'w').close()")
+        LocalCommandLineCodeExecutor(work_dir=tmp_path).execute_code_blocks([CodeBlock(language="python", code=code)])
+    finally:
+        pipeline.forget_pipelines()
+    assert recorded.files() == [("theirs.db", "data")]
 
 
 def test_snapshot_of_too_many_files_goes_by_time(tmp_path, monkeypatch):

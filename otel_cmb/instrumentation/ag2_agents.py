@@ -131,7 +131,8 @@ def finish_tool(doing: Transfer | Doing[spans.ToolCall, tuple[Group | None, str]
         block.set("error.type", "ToolError")
         block.fail(message[len("Error: "):] if message.startswith("Error: ") else message)
         return
-    block.set_result(content)
+    # A ReplyResult answers with its message; its target becomes a handoff.
+    block.set_result(str(content) if type(content).__name__ == "ReplyResult" else content)
     if chat is not None and getattr(content, "target", None) is not None:
         chat.reason = name
 

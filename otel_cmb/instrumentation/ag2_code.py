@@ -6,6 +6,7 @@ One event per call of an executor: the blocks it was given are one piece of work
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,11 +21,25 @@ DIRECTORIES = ("_work_dir", "work_dir", "_output_dir", "_bind_dir")
 """Where executors keep the directory they work in (LocalCommandLine, Docker, Jupyter, IPython)."""
 
 
+def _not_ours() -> list[str]:
+    """What otel-cmb itself writes while the code runs: its database and its journals. Without a pipeline: nothing."""
+    module = sys.modules.get("otel_cmb.pipeline")
+    pipeline = module.current_pipeline() if module is not None else None
+    if pipeline is None:
+        return []
+    from sqlalchemy.engine import make_url
+
+    url, found = make_url(pipeline.settings.database_url), [pipeline.settings.state_dir]
+    if url.get_backend_name() == "sqlite" and url.database:
+        found.append(url.database)
+    return found
+
+
 class Saving:
     """Blocks that are saved and not run (HTML, CSS): files, but no execution."""
 
     def __init__(self, directory: str | None, own: Iterable[str] = ()):
-        self._before = None if directory is None else Snapshot(directory)
+        self._before = None if directory is None else Snapshot(directory, _not_ours())
         self._own = own
         self.output_files: Iterable[str] = ()
         """What the executor itself says that it wrote."""

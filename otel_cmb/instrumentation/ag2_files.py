@@ -63,8 +63,10 @@ class _Stat(NamedTuple):
 class Snapshot:
     """The files below `directory` as they are now. `directory` may not exist yet."""
 
-    def __init__(self, directory: str):
+    def __init__(self, directory: str, not_ours: Iterable[str] = ()):
+        """`not_ours`: files and directories to leave out, with all that is below them."""
         self.directory = directory
+        self._left_out = tuple(os.path.abspath(path) for path in not_ours)
         self._since = time.time_ns()
         self._complete, self._files = _scan(directory)
 
@@ -79,12 +81,16 @@ class Snapshot:
         found = []
         for path, stat in now.items():
             name = os.path.basename(path)
-            if self._files.get(path) == stat or OWN_SCRIPT.fullmatch(name) or name in own_names:
+            if self._files.get(path) == stat or OWN_SCRIPT.fullmatch(name) or name in own_names or self._is_out(path):
                 continue
             if not (self._complete and complete) and stat.mtime_ns < self._since:
                 continue  # too many files to know them all: only what is new by its time
             found.append((stat.mtime_ns, path, stat))
         return [Written(path, stat.size) for _, path, stat in sorted(found)[:MAX_WRITTEN] if _first(path, stat)]
+
+    def _is_out(self, path: str) -> bool:
+        absolute = os.path.abspath(path)
+        return any(absolute == out or absolute.startswith(out + os.sep) for out in self._left_out)
 
 
 def _scan(directory: str) -> tuple[bool, dict[str, _Stat]]:

@@ -89,9 +89,10 @@ def message_text(message: Any) -> str | None:
     if isinstance(content, list):
         texts = [item.get("text") if isinstance(item, Mapping) else item for item in content]
         content = "\n".join(text for text in texts if isinstance(text, str)) or text_of(content)
-    lines = [] if content in (None, "") else [text_of(content)]
     calls = [call.get("function") or {} for call in message.get("tool_calls") or [] if isinstance(call, Mapping)]
     if isinstance(function := message.get("function_call"), Mapping):
         calls.append(function)
+    # A group chat turns the missing content of a call into the text "None".
+    lines = [] if content in (None, "") or (calls and content == "None") else [text_of(content)]
     lines += [f"{call.get('name')}({call.get('arguments') or ''})" for call in calls]
     return "\n".join(lines) if lines or content == "" else None
