@@ -15,11 +15,11 @@ from otel_cmb.assemble_around import (
 )
 from otel_cmb.assemble_errors import error_of
 from otel_cmb.assemble_payload import payload_of
-from otel_cmb.assemble_tree import Node, build, merge
+from otel_cmb.assemble_tree import Node, build, merge, sort_key, take
 from otel_cmb.event import Event, FileRow, MessageRow, derived_id, event_id
 from otel_cmb.mapper import HANDOFF_NAME, Facts, as_mapping, canonical, content_of, named
 from otel_cmb.messages import as_json
-from otel_cmb.vocabulary.base import AGENT, APPROVAL, CODE, CONTAINER, ERROR, FILE, HANDOFF, SPEAKER, TOOL
+from otel_cmb.vocabulary.base import AGENT, APPROVAL, CODE, CONTAINER, ERROR, FILE, HANDOFF, LLM, SPEAKER, TOOL
 
 __all__ = ["assemble"]
 
@@ -31,11 +31,15 @@ def assemble(facts: Iterable[Facts], *, record: str = "agents") -> list[Event]:
     """
     heads = merge(build(facts, record == "all"))
     order_siblings(heads)
+    handoffs = 0
     for node in heads:
         settle(node)
+        handoffs += node.kind == HANDOFF
     agents = {
         canonical(name): name for name in sorted({node.best.agent for node in heads if node.kind == AGENT and node.best.agent})
     }
+    if handoffs > 1:
+        heads = _once(heads, agents)
     _count_spending(heads)
     events: dict[int, Event] = {}
     starts: dict[int, int] = {}
@@ -56,6 +60,25 @@ def assemble(facts: Iterable[Facts], *, record: str = "agents") -> list[Event]:
 
 def _row_key(row: tuple[tuple[int, int, int, str], Event]) -> tuple[int, int, int, str]:
     return row[0]
+
+
+def _once(heads: list[Node], agents: dict[str, str]) -> list[Node]:
+    """Puts together the spans of one handoff: the tool that asks for it, the framework's span as it carries it out. What
+    hands over to the same agent again before any agent or model acts is the same handoff."""
+    last: Node | None = None
+    target: str | None = None
+    taken = False
+    for node in sorted(heads, key=sort_key):
+        if node.kind in (AGENT, LLM):
+            last = None
+        elif node.kind == HANDOFF:
+            to_agent = _target(node, agents)
+            if last is not None and to_agent == target and not node.kids and last.run == node.run:
+                take(last, node)
+                taken = True
+            else:
+                last, target = node, to_agent
+    return [node for node in heads if node.into is None] if taken else heads
 
 
 def _count_spending(heads: list[Node]) -> None:
@@ -169,34 +192,49 @@ def _conversed(node: Node, inputs: dict[str, Any], outputs: dict[str, Any]) -> t
     return inputs, outputs
 
 
+def _arguments(facts: Facts) -> Mapping[str, Any]:
+    arguments = as_mapping(facts.found.get("tool_arguments", facts.found.get("input")))
+    inner = arguments.get("kwargs")
+    return inner if isinstance(inner, Mapping) else arguments
+
+
+def _target(node: Node, agents: dict[str, str]) -> str | None:
+    """Whom a handoff hands over to: what its span says, then what its name says, then what follows from it."""
+    facts = node.best
+    if facts.explicit:
+        target = payload_of(facts, HANDOFF).inputs.get("to_agent")
+    elif node.facts.kind == SPEAKER:
+        target = facts.found.get("selected")
+    else:
+        target = facts.found.get("handoff_to")
+        if target in (None, "", "unknown"):
+            spelled = HANDOFF_NAME.fullmatch(facts.span.name) if facts.tool is None else None
+            target = (spelled[1] or spelled[2]) if spelled is not None else None
+            if target in (None, "unknown"):
+                target = target_of(node, _arguments(facts), agents)
+    if isinstance(target, list):
+        return ", ".join(str(one) for one in target[:8])
+    return target if target is None or isinstance(target, str) else str(target)
+
+
 def _handoff(node: Node, event: Event, agents: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     facts = node.best
-    found, payload = facts.found, payload_of(facts, HANDOFF)
+    payload = payload_of(facts, HANDOFF)
     if facts.explicit and "to_agent" in payload.inputs:
         return payload.inputs, payload.meta
-    source, target, reason = found.get("handoff_from"), found.get("handoff_to"), None
-    arguments = as_mapping(found.get("tool_arguments", found.get("input")))
-    if node.facts.kind == SPEAKER:
-        source, target = node.actor, found.get("selected")
-    if target in (None, "", "unknown"):
-        spelled = HANDOFF_NAME.fullmatch(facts.span.name) if facts.tool is None else None
-        target = (spelled[1] or spelled[2]) if spelled is not None else None
-        if target in (None, "unknown"):
-            target = target_of(node, arguments, agents)
-        result = handoff_result(facts)
-        reason = result.get("reason") if result is not None else None
-    if not isinstance(source, str) or not source:
+    source = node.actor if node.facts.kind == SPEAKER else facts.found.get("handoff_from")
+    if not isinstance(source, str) or not source or source in TOOL_EXECUTORS:
         source = event.agent_name
     inputs: dict[str, Any] = {}
     if source is not None and source not in TOOL_EXECUTORS:
         inputs["from_agent"] = source
-    if isinstance(target, list):
-        target = ", ".join(str(one) for one in target[:8])
+    target = _target(node, agents)
     if target is not None:
-        inputs["to_agent"] = target if isinstance(target, str) else str(target)
+        inputs["to_agent"] = target
     if "context" in payload.inputs:
         inputs["context"] = payload.inputs["context"]
-    reason = reason if reason is not None else arguments.get("reason")
+    result = handoff_result(facts)
+    reason = result.get("reason") if result is not None and "reason" in result else _arguments(facts).get("reason")
     return inputs, {**payload.meta, "reason": reason} if isinstance(reason, str) and reason else payload.meta
 
 

@@ -204,7 +204,7 @@ def _fence_in(text: Any) -> tuple[str, str | None] | None:
     return fenced_code(text) if isinstance(text, str) else None
 
 
-_TARGET_KEYS = ("agent_name", "target", "to_agent", "agent", "assistant", "recipient", "next_agent", "name")
+_TARGET_KEYS = ("to_agent", "agent_name", "target", "agent", "assistant", "recipient", "next_agent", "name")
 _ANYONE = frozenset(("agent", "next_agent", "another_agent"))
 
 
@@ -217,7 +217,11 @@ def target_of(node: Node, arguments: Mapping[str, Any], agents: dict[str, str]) 
         result = as_json(result)
     tail = TRANSFER.fullmatch(facts.tool or "")
     name = tail[1] if tail is not None else None
-    for source in (result, arguments if name is None or name in _ANYONE else None):
+    if name is None or name in _ANYONE:
+        result, arguments = arguments, result if isinstance(result, Mapping) else {}
+    else:
+        arguments = {}
+    for source in (result, arguments):
         if isinstance(source, Mapping):
             for key in _TARGET_KEYS:
                 if isinstance(source.get(key), str) and source[key]:

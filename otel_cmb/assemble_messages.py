@@ -7,7 +7,7 @@ from typing import Any
 
 from otel_cmb.event import SpanEvent
 from otel_cmb.mapper import Facts, as_mapping
-from otel_cmb.messages import as_json, conversation, flattened, text_of
+from otel_cmb.messages import as_json, conversation, flattened
 from otel_cmb.vocabulary.base import LLM
 
 __all__ = ["event_messages", "gist", "incoming", "outgoing", "pick", "reply_of"]
@@ -87,13 +87,11 @@ def outgoing(facts: Facts) -> list[dict[str, Any]] | None:
 
 def gist(message: Mapping[str, Any]) -> Any:
     """A message as a person reads it: its text, or what it asks for."""
-    text = text_of(message)
-    if text is not None:
-        return text
+    content = message.get("content")
+    if content not in (None, "", [], {}):
+        return content
     rest = {key: value for key, value in message.items() if key not in ("role", "name", "content", "finish_reason")}
-    if rest:
-        return rest
-    return message.get("content")
+    return rest or content
 
 
 TASK_KEYS = ("message", "task", "input", "query", "question", "prompt", "user_message", "user_msg", "content", "description")

@@ -102,6 +102,8 @@ _CODE_KEYS = ("code", "script", "source", "python_code", "code_snippet", "comman
 
 
 def _code_inputs(facts: Facts) -> Columns:
+    if facts.kind == AGENT:  # an agent that ran the code of the message it answered
+        return {}
     arguments = _arguments(facts)
     if isinstance(arguments, Mapping):
         for key in _CODE_KEYS:
@@ -115,6 +117,8 @@ def _code_inputs(facts: Facts) -> Columns:
 
 def _handoff_inputs(facts: Facts) -> Columns:
     arguments = _arguments(facts) if facts.tool is not None else None
+    if isinstance(arguments, Mapping):
+        arguments = {key: value for key, value in arguments.items() if key not in ("agent_name", "reason")}
     return {"context": arguments} if arguments not in (None, {}, [], "", "{}") else {}
 
 
@@ -265,7 +269,7 @@ def _meta(facts: Facts, kind: str) -> Columns:
     for name, key in _PLAIN_META:
         if name in found:
             value = found[name]
-            if isinstance(value, str | int | float) and value != "":
+            if isinstance(value, str | int | float) and value not in ("", "<not specified>"):
                 meta[key] = value
     if kind in (CODE, HANDOFF) and facts.tool is not None:
         meta["tool_name"] = facts.tool

@@ -12,7 +12,7 @@ from otel_cmb.event import STATUS_ERROR, Span
 from otel_cmb.mapper import Facts, canonical, is_event, read
 from otel_cmb.vocabulary.base import AGENT, APPROVAL, CODE, CONTAINER, HANDOFF, LLM, PLAIN, TOOL
 
-__all__ = ["Node", "build", "merge", "ran_nothing", "sort_key"]
+__all__ = ["Node", "build", "merge", "ran_nothing", "sort_key", "take"]
 
 
 @dataclass(slots=True, eq=False)
@@ -150,10 +150,10 @@ def merge(ordered: list[Node]) -> list[Node]:
                 node.kind = CONTAINER  # several calls that spent tokens: this one only holds them
                 taken = []
             for kid in taken:
-                _take(node, kid)
+                take(node, kid)
         for kid in list(node.kids):
             if kid.kind == CODE and kid.into is None and node.kind == AGENT and ran_nothing(kid.best):
-                _take(node, kid, tells=False)
+                take(node, kid, tells=False)
     heads = []
     for node in ordered:
         if node.live and node.into is None:
@@ -168,7 +168,8 @@ def merge(ordered: list[Node]) -> list[Node]:
     return heads
 
 
-def _take(node: Node, kid: Node, tells: bool = True) -> None:
+def take(node: Node, kid: Node, tells: bool = True) -> None:
+    """`kid` is the same act as `node`. With `tells`, what it says about the act is added."""
     kid.into = node
     node.members.append(kid)
     node.members.extend(kid.members)
@@ -199,7 +200,7 @@ def _union(outer: Facts, inner: Facts) -> Facts:
     )  # fmt: skip
     facts = read(span, id=outer.id, record="all" if outer.record_all else "agents", capture=outer.capture)
     facts.kind, facts.agent, facts.tool = outer.kind, outer.agent or inner.agent, outer.tool or inner.tool
-    facts.explicit = outer.explicit
+    facts.explicit = outer.explicit or inner.explicit
     facts.failed = outer.failed or inner.failed
     facts.exit_code = outer.exit_code if outer.exit_code is not None else inner.exit_code
     return facts

@@ -13,8 +13,8 @@ from typing import Any
 
 from otel_cmb.config import CODE_TOOLS
 from otel_cmb.event import STATUS_ERROR, Link, Span, Stamp, event_id
-from otel_cmb.messages import as_json
-from otel_cmb.vocabulary import DISCRIMINATORS, FIELD_OF, NAMES, PRESENT
+from otel_cmb.messages import as_json, conversation
+from otel_cmb.vocabulary import DISCRIMINATORS, FIELD_OF, NAMES, OVERRIDES, PRESENT
 from otel_cmb.vocabulary.base import (
     AGENT, CODE, CONTAINER, ERROR, EVENT_TYPES, HANDOFF, LLM, NEVER, PLAIN, SPEAKER, TOOL,
 )
@@ -133,11 +133,21 @@ def _classify(facts: Facts, attributes: Mapping[str, Any]) -> None:
         if key in attributes:
             facts.kind = kind
             return
-    if facts.kind == PLAIN:
+    if facts.kind != PLAIN:
+        facts.kind = _overridden(facts.span.scope.name, facts.span.name) or facts.kind
+    else:
         kind, name, text = _by_name(facts.span.scope.name, facts.span.name)
         facts.kind = kind
         if name is not None:
             facts.found.setdefault(name, text)
+
+
+@lru_cache(maxsize=4096)
+def _overridden(scope: str, name: str) -> str | None:
+    for pattern, kind, scopes in OVERRIDES:
+        if (not scopes or scope.startswith(scopes)) and pattern.fullmatch(name) is not None:
+            return kind
+    return None
 
 
 @lru_cache(maxsize=4096)
@@ -184,6 +194,9 @@ def _name_agent(facts: Facts) -> None:
     metadata = found.get("metadata")
     if isinstance(metadata, str) and ("agent_name" in metadata or "langgraph_node" in metadata):
         parsed = as_mapping(metadata)
+        if facts.kind == CONTAINER and parsed.get("lc_agent_name") == facts.span.name:
+            if parsed.get("ls_integration") == "langchain_create_agent":
+                facts.kind = AGENT  # an agent of LangChain whose name does not contain the word
         for key in ("lc_agent_name", "agent_name", "langgraph_node"):
             name = parsed.get(key)
             if isinstance(name, str) and name not in _NO_NAMES:
@@ -234,8 +247,28 @@ _EXIT_TAIL = re.compile(r"\[exit code: *(-?\d{1,10})\]\s*")
 EXIT_REPLY = re.compile(r"exitcode: (-?\d{1,10}) \(")
 
 
+def _told_by_events(facts: Facts) -> None:
+    """Older conventions put a tool's arguments and result into span events."""
+    for event in facts.span.events:
+        attributes = event.attributes
+        if event.name == "gen_ai.tool.message" and "content" in attributes:
+            facts.found.setdefault("tool_arguments", attributes["content"])
+        elif event.name == "gen_ai.choice" and "message" in attributes:
+            facts.found.setdefault("tool_result", attributes["message"])
+        elif event.name == "gen_ai.client.inference.operation.details":
+            for name, key in (("tool_arguments", "gen_ai.input.messages"), ("tool_result", "gen_ai.output.messages")):
+                messages = conversation(attributes.get(key)) or ()
+                for message in messages[-1:]:
+                    calls = message.get("tool_calls") or ({},)
+                    value = calls[0].get("arguments") if name == "tool_arguments" else message.get("content")
+                    if value is not None:
+                        facts.found.setdefault(name, value)
+
+
 def _read_tool(facts: Facts, code_tools: Collection[str]) -> None:
     tool, found = facts.tool, facts.found
+    if facts.span.events and "tool_result" not in found and "output" not in found:
+        _told_by_events(facts)
     if tool is None:
         match = HANDOFF_NAME.fullmatch(facts.span.name) if "handoff" in facts.span.name else None
         if match is not None:
@@ -247,7 +280,9 @@ def _read_tool(facts: Facts, code_tools: Collection[str]) -> None:
             return
         match = _TOOL_IN_SPAN.fullmatch(facts.span.name)
         tool = facts.tool = match[1] if match is not None else facts.span.name
-    if "_to_" in tool and TRANSFER.fullmatch(tool) is not None:
+    if ("_to_" in tool and TRANSFER.fullmatch(tool) is not None) or (
+        "handoff" in tool and canonical(tool) in ("handoff", "handofftoagent") and _names_target(facts)
+    ):
         facts.kind = HANDOFF
         return
     code_names = _canonical_set(tuple(code_tools))
@@ -260,6 +295,13 @@ def _read_tool(facts: Facts, code_tools: Collection[str]) -> None:
         if code is not None:
             facts.kind = CODE
             facts.exit_code = code
+
+
+def _names_target(facts: Facts) -> bool:
+    arguments = as_json(facts.found.get("tool_arguments", facts.found.get("input")))
+    if isinstance(arguments, Mapping) and isinstance(arguments.get("kwargs"), Mapping):
+        arguments = arguments["kwargs"]
+    return isinstance(arguments, Mapping) and any(key in arguments for key in ("to_agent", "agent_name", "target", "agent"))
 
 
 _TOOL_IN_SPAN = re.compile(r"(.+)\.(?:run|tool|a?call|__call__|a?execute)", re.DOTALL)
@@ -295,7 +337,7 @@ def content_of(result: Any) -> Any:
             if len(result) == 2 and isinstance(result[0], bool) and isinstance(result[1], Mapping) and "content" in result[1]:
                 result = result[1]["content"]
                 continue
-            if result and all(isinstance(part, Mapping) and part.get("type") == "text" and "text" in part for part in result):
+            if result and all(isinstance(part, Mapping) and part.get("type", "text") == "text" and "text" in part for part in result):
                 return "\n".join(str(part["text"]) for part in result)
             return result
         if not isinstance(result, Mapping):
@@ -308,6 +350,8 @@ def content_of(result: Any) -> Any:
             result = result["output"]
         elif len(result) == 1 and "result" in result:  # Google ADK, MCP: a bare value made an object
             result = result["result"]
+        elif "raw_output" in result and "tool_name" in result:  # LlamaIndex
+            result = result["raw_output"]
         elif isinstance(result.get("content"), list) and ("isError" in result or "is_error" in result):
             result = result["content"]
         else:
@@ -348,15 +392,30 @@ def _read_container(facts: Facts) -> None:
         facts.kind = CODE
 
 
+_CONTROL_FLOW = ("ParentCommand", "GraphBubbleUp", "GraphInterrupt", "NodeInterrupt")
+
+
+def _controls_flow(facts: Facts) -> bool:
+    """LangGraph raises to hand over or to pause: instrumentations take that for a failure."""
+    kind = facts.found.get("error_type")
+    if kind is None:
+        kind = next((event.attributes.get("exception.type") for event in facts.span.events if event.name == "exception"), None)
+    return isinstance(kind, str) and kind.endswith(_CONTROL_FLOW)
+
+
 def _failed(facts: Facts) -> bool:
     span, found = facts.span, facts.found
-    if span.status_code == STATUS_ERROR or span.died:
+    if span.died:
         return True
+    if span.status_code == STATUS_ERROR or found.get("task_status") == "failure":
+        if not _controls_flow(facts):
+            return True
+        return facts.exit_code not in (None, 0)
     if found.get("error_type") not in (None, "") or facts.exit_code not in (None, 0):
         return True
     if "error_message" in found and found["error_message"] != "":
         return True
-    if found.get("task_status") in ("failure", "error", "failed"):
+    if found.get("task_status") in ("failure", "error", "failed", "timeout"):
         return True
     level = found.get("level")
     if isinstance(level, int) and not isinstance(level, bool) and level >= 17:

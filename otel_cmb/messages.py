@@ -70,9 +70,9 @@ def _call(item: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(inner, Mapping):
         inner = item
     call: dict[str, Any] = {}
-    for key in ("id", "call_id", "tool_call_id", "toolCallId"):
+    for key in ("call_id", "id", "tool_call_id", "toolCallId", "toolUseId"):
         if isinstance(item.get(key), str):
-            call["id"] = item["call_id"] if key == "id" and isinstance(item.get("call_id"), str) else item[key]
+            call["id"] = item[key]
             break
     for key in ("name", "toolName", "tool_name"):
         if key in inner:
@@ -105,11 +105,11 @@ def _set_call(message: dict[str, Any], part: Mapping[str, Any]) -> None:
 def _set_response(message: dict[str, Any], part: Mapping[str, Any]) -> None:
     for key in ("response", "result", "content", "output"):
         if key in part:
-            value = as_json(part[key]) if key != "content" else part[key]
+            value = part[key]
             break
     else:
         value = None
-    for key in ("id", "tool_call_id", "tool_use_id", "call_id", "toolCallId"):
+    for key in ("id", "tool_call_id", "tool_use_id", "call_id", "toolCallId", "toolUseId"):
         if isinstance(part.get(key), str):
             message.setdefault("tool_call_id", part[key])
             break
@@ -221,6 +221,7 @@ def _message(item: Any, default_role: str) -> dict[str, Any] | None:
 def _looks_like_message(item: Any) -> bool:
     return isinstance(item, Mapping) and (
         "role" in item
+        or (isinstance(item.get("content"), Mapping) and "parts" in item["content"])
         or "parts" in item
         or item.get("lc") == 1
         or (item.get("type") in _PARTS and ("content" in item or "text" in item or "name" in item or "call_id" in item))
@@ -263,6 +264,8 @@ def conversation(value: Any, role: str = "user", depth: int = 6) -> list[dict[st
         if value and all(_looks_like_message(item) for item in value):
             messages = [_message(item, role) for item in value]
             return [message for message in messages if message is not None] or None
+        if value and all(isinstance(item, Mapping) and isinstance(item.get("function"), Mapping) for item in value):
+            return [{"role": "assistant", "content": None, "tool_calls": [_call(item) for item in value]}]
         if len(value) == 1 and isinstance(value[0], Mapping):
             return conversation(value[0], role, depth - 1)
         return None

@@ -9,18 +9,18 @@ from __future__ import annotations
 import re
 
 from otel_cmb.vocabulary import (
-    ag2_0, ag2_1, cmb, crewai, genai, google_adk, langgraph, logfire, openai_agents, openinference, pydantic_ai,
+    ag2_0, ag2_1, cmb, crewai, genai, google_adk, langgraph, llama_index, logfire, openai_agents, openinference, pydantic_ai,
     smolagents, traceloop,
 )
 from otel_cmb.vocabulary.base import NEVER, Vocabulary
 
-__all__ = ["DISCRIMINATORS", "FIELD_KEYS", "FIELD_OF", "NAMES", "PRESENT", "VOCABULARIES", "Vocabulary"]
+__all__ = ["DISCRIMINATORS", "FIELD_KEYS", "FIELD_OF", "NAMES", "OVERRIDES", "PRESENT", "VOCABULARIES", "Vocabulary"]
 
 VOCABULARIES: tuple[Vocabulary, ...] = tuple(
     module.VOCABULARY
     for module in (
         cmb, logfire, ag2_0, ag2_1, genai, pydantic_ai, openinference, google_adk, langgraph, openai_agents, smolagents,
-        crewai, traceloop,
+        crewai, llama_index, traceloop,
     )
 )
 
@@ -58,6 +58,13 @@ FIELD_OF: dict[str, tuple[str, int]] = {
     key: (name, rank) for name, keys in FIELD_KEYS.items() for rank, key in enumerate(keys)
 }
 """key -> (field, rank): what the mapper looks up once per attribute."""
+
+OVERRIDES: tuple[tuple[re.Pattern[str], str, tuple[str, ...]], ...] = tuple(
+    (re.compile(pattern, re.DOTALL), kind, vocabulary.scopes)
+    for vocabulary in VOCABULARIES
+    for pattern, kind in vocabulary.overrides
+)
+"""The same, outranking the discriminating keys."""
 
 NAMES: tuple[tuple[re.Pattern[str], str, tuple[str, ...]], ...] = tuple(
     (re.compile(pattern, re.DOTALL), kind, vocabulary.scopes)

@@ -1,7 +1,7 @@
 """What a vocabulary is: one naming scheme for agent spans, as data.
 
-A table says which keys carry which of our fields and which value of its discriminator means which kind of act. It has no
-code: `otel_cmb.vocabulary` merges all tables into the few dictionaries the mapper looks into.
+A table says which keys carry which of our fields and which value of its discriminator means which kind of act. It has
+no code: `otel_cmb.vocabulary` merges all tables into the few dictionaries the mapper looks into.
 """
 
 from __future__ import annotations
@@ -51,5 +51,7 @@ class Vocabulary:
     names: tuple[tuple[str, str], ...] = ()
     """Regular expression of a whole span name -> kind, for spans that have no discriminating key (yet). A group
     `agent`, `tool` or `model` carries that field."""
+    overrides: tuple[tuple[str, str], ...] = ()
+    """Regular expression of a whole span name -> kind that outranks the discriminators."""
     scopes: tuple[str, ...] = ()
-    """If given, `names` hold only under these instrumentation scopes (prefixes)."""
+    """If given, `names` and `overrides` hold only under these instrumentation scopes (prefixes)."""

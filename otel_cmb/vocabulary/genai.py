@@ -73,6 +73,7 @@ VOCABULARY = Vocabulary(
             "gen_ai.usage.reasoning.output_tokens", "gen_ai.usage.reasoning_tokens",
             "gen_ai.usage.details.reasoning_tokens",
         ),
+        "task_status": ("gen_ai.tool.status", "tool.status"),
         "cost": ("gen_ai.usage.cost", "gen_ai.usage.total_cost", "gen_ai.cost.total_cost"),
         "error_type": ("error.type",),
         "error_message": ("error.message", "error.msg"),

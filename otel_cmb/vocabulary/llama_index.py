@@ -1,0 +1,14 @@
+"""LlamaIndex under OpenInference: helpers of a model that prepare a call carry the kind of a call."""
+
+from otel_cmb.vocabulary.base import CONTAINER, Vocabulary
+
+VERSION = "0.14"
+SOURCE = "llama-index-core 0.14 under openinference-instrumentation-llama-index 4 (capture llama_index)"
+
+VOCABULARY = Vocabulary(
+    name="llama_index",
+    version=VERSION,
+    source=SOURCE,
+    overrides=((r".+\._prepare_\w+", CONTAINER), (r".+\.get_tool_calls_from_response", CONTAINER)),
+    scopes=("openinference.instrumentation.llama_index",),
+)

@@ -1,0 +1,149 @@
+"""Whatever attributes hold and however spans arrive: nothing raises, no span is lost, the order of arrival tells nothing."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from otel_cmb.assemble import assemble
+from otel_cmb.event import Event, Link, Scope, Span, SpanEvent, Stamp
+from otel_cmb.mapper import Facts, from_skeleton, is_event, named, read, skeleton
+from otel_cmb.vocabulary import DISCRIMINATORS, FIELD_OF, PRESENT
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+texts = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from([
+        "", "\x00", "\ud800", "{not json", "[[[[", '{"a": NaN}', "exitcode: 1 (execution failed)\nCode output: x", "exitcode: 99999999999999",
+        '[{"role": "user", "parts": [{"type": "text", "content": "hi"}]}]', '[{"role": 7, "content": {"a": []}}]', "```python\nprint(1)\n```",
+        '[false, {"content": 3}]', '{"target": "b"}', '{"message": "m", "target": {"agent_name": "b"}}', "[" * 3000, '{"a":' * 2000, "transfer_to_b_1",
+        '[{"type": "human", "data": {"content": "x"}}]', '{"lc": 1, "kwargs": {"content": null}}', "{'python': 'repr'}", "1" * 5000, '{"input_str": 5}',
+        "[exit code: 1]", "`" * 5000, '{"content": {"parts": 5}}', '[[{"lc": 1, "type": "constructor", "id": 5, "kwargs": {}}]]', "None", "unknown",
+        '{"cmb": 1}', '[1, 2]', "message", "handoff", '{"sender": 1, "recipient": [], "content": {}}',
+    ]),
+)  # fmt: skip
+values: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(
+        texts, st.booleans(), st.none(), st.integers(), st.floats(allow_nan=True), st.binary(max_size=8),
+        st.sampled_from([10**30, -1, 0, 1.5, float("inf")]),
+    ),  # fmt: skip
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=6,
+)
+kinds = [(key, value) for key, table in DISCRIMINATORS for value in table]
+known_keys = sorted(FIELD_OF) + sorted(PRESENT) + [
+    "llm.input_messages.0.message.role", "llm.input_messages.99999999.message.content", "llm.input_messages.0.message.tool_calls.0.tool_call.id",
+    "llm.output_messages.0.message.contents.0.message_content.text", "gen_ai.prompt.0.content", "gen_ai.completion.x.content", "cmb.run.id",
+]  # fmt: skip
+
+
+@st.composite
+def attributes(draw: st.DrawFn) -> dict[str, Any]:
+    found = draw(st.dictionaries(st.sampled_from(known_keys), values, max_size=8))
+    if draw(st.booleans()):
+        key, value = draw(st.sampled_from(kinds))
+        found[key] = value
+    return found
+
+
+names = st.sampled_from([
+    "invoke_agent a", "execute_tool transfer_to_b_1", "execute_tool run_code", "a.run", "handoff to b", "a → b.handoff", "chat m", "x", "", "execute_code a", "\x00",
+])  # fmt: skip
+ids = st.integers(0, 9).map(lambda n: f"{n:016x}")
+
+
+@st.composite
+def one_span(draw: st.DrawFn) -> Span:
+    start = draw(st.integers(0, 50))
+    return Span(
+        TRACE, draw(ids), draw(names), start, draw(st.one_of(st.none(), st.integers(start, 100))),
+        draw(st.one_of(st.none(), ids)), status_code=draw(st.integers(0, 2)), status_message=draw(texts),
+        attributes=draw(attributes()),
+        events=[
+            SpanEvent(name, start, draw(attributes()))
+            for name in draw(st.lists(st.sampled_from(["exception", "gen_ai.choice", "gen_ai.tool.message", "gen_ai.user.message"]), max_size=2))
+        ],
+        links=[Link(*pair) for pair in draw(st.lists(st.tuples(st.sampled_from(["f" * 32, "zz" * 16, ""]), st.sampled_from(["1" * 16, "x"])), max_size=2))],
+        scope=Scope(draw(st.sampled_from(["", "opentelemetry.instrumentation.ag2", "gcp.vertex.agent", "pydantic-ai"]))),
+        stamp=Stamp(run_id=draw(st.sampled_from(["r1", "r1", "r1", "r2", None]))), died=draw(st.booleans()) and draw(st.booleans()),
+    )  # fmt: skip
+
+
+def facts_of(spans: list[Span], record: str = "agents") -> list[Facts]:
+    unique = {(span.span_id, span.start_ns): span for span in spans}
+    return [read(span, id=f"{span.span_id}@{span.start_ns}", record=record) for span in unique.values()]
+
+
+def shown(events: list[Event]) -> list[Any]:
+    return [(replace(event, spans=[]), [id(span) for span in event.spans][:1], sorted(id(span) for span in event.spans)) for event in events]
+
+
+@quick
+@given(one_span())
+def test_any_attributes_can_be_read(span: Span) -> None:
+    """Reading never raises, nor does anything asked of the facts; a skeleton survives JSON."""
+    facts = read(span)
+    named(span)
+    body = json.loads(json.dumps(skeleton(facts)))
+    again = from_skeleton(body)
+    assert skeleton(again) == body
+    assert not is_event(again)
+    assert again.agent == facts.agent
+    for event in assemble([facts]):
+        assert event.trace_id == TRACE
+    if is_event(facts):
+        assert [one for event in assemble([facts]) for one in event.spans] == [span]
+
+
+@quick
+@given(st.lists(one_span(), max_size=8), st.sampled_from(["agents", "all"]), st.randoms(use_true_random=False))
+def test_order_of_arrival_does_not_matter_and_no_span_is_lost(spans: list[Span], record: str, chance: random.Random) -> None:
+    """Whatever the ids, runs, parents and cycles: the same set gives the same events, and each event's span is in one."""
+    facts = facts_of(spans, record)
+    events = assemble(facts, record=record)
+    mixed = list(facts)
+    chance.shuffle(mixed)
+    assert repr(shown(assemble(mixed, record=record))) == repr(shown(events))
+    held = [id(span) for event in events for span in event.spans]
+    assert sorted(held) == sorted(id(one.span) for one in facts if is_event(one))
+    before: dict[str, Event] = {}
+    for event in events:
+        assert event.id not in before
+        parent = before.get(event.parent_event_id or "")
+        if event.parent_event_id is not None and event.parent_known:
+            assert parent is not None
+            assert (parent.run_id, parent.depth + 1) == (event.run_id, event.depth)
+        else:
+            assert event.depth == 0
+        before[event.id] = event
+
+
+@quick
+@given(st.lists(one_span(), max_size=7))
+def test_an_event_once_told_stays_or_is_taken(spans: list[Span]) -> None:
+    """With each span that comes, an id persists or its span is among those of the event that took it."""
+    facts = facts_of(spans)
+    told: dict[str, Span] = {}
+    for count in range(1, len(facts) + 1):
+        events = assemble(facts[:count])
+        now = {event.id: event for event in events if event.spans}
+        taken = {id(span) for event in events for span in event.spans}
+        for gone, span in told.items():
+            assert gone in now or id(span) in taken
+        told.update((event.id, event.spans[0]) for event in now.values())
+
+
+@quick
+@given(st.lists(one_span(), max_size=5))
+def test_facts_are_not_changed(spans: list[Span]) -> None:
+    """Assembling the same facts twice gives the same events: nothing of one call is left in them but a memory."""
+    facts = facts_of(spans)
+    assert repr(shown(assemble(facts))) == repr(shown(assemble(facts)))
+    assert repr(shown(assemble(facts_of(spans)))) == repr(shown(assemble(facts)))
