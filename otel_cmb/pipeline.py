@@ -41,11 +41,12 @@ from otel_cmb.journal import (
 )
 from otel_cmb.binding import Binding
 from otel_cmb.capture import strip_content
+from otel_cmb.otlp_clean import SpanContent
 from otel_cmb.redact import Redactor
 from otel_cmb.sanitize import clean_span
 from otel_cmb.sdk import span_from_sdk
 from otel_cmb.store import (
-    COMMITTED, DEFERRED, IGNORED, MERGED, PARKED, REFUSED, UNSETTLED, Item, Outcome as Fate, Store,
+    COMMITTED, DEFERRED, NO_SPAN, MERGED, PARKED, UNSETTLED, Item, Outcome as Fate, Store,
 )
 
 __all__ = ["Pipeline", "current_pipeline", "get_pipeline", "state_directory"]
@@ -199,12 +200,16 @@ class Pipeline:
         except (JournalError, TypeError, ConfigurationError) as error:
             self._say("command", "%s not recorded: %s", command.get("do"), error)
 
-    def accept_content(self, records: Sequence[dict[str, Any]]) -> Ticket:
-        """Journal content of log records (`trace_id`, `span_id`, `attributes`), to be joined to their spans."""
-        last = self._append([CONTENT + orjson.dumps(record, option=orjson.OPT_NON_STR_KEYS) for record in records])
-        del last
-        self._nudge()
-        return Ticket(0)
+    def accept_logs(self, records: Sequence[SpanContent]) -> None:
+        """Journal content that log records carry, to be joined to its spans whenever those come. Raises
+        :class:`JournalError`."""
+        bodies = []
+        for record in records:
+            carrier = self._prepared(Span(record.trace_id, record.span_id, "", 0, attributes=dict(record.attributes)))
+            bodies.append(CONTENT + rebuild.encode(carrier))
+        if bodies:
+            self._append(bodies)
+            self._nudge()
 
     def remember_open(self, kind: str, identifier: str) -> None:
         """A run of this process: marked failed by the next process if this one dies."""
@@ -514,7 +519,7 @@ class Pipeline:
         if kind == COMMAND:
             return Item(seq, command=orjson.loads(body))
         if kind == CONTENT:
-            return Item(seq, content=orjson.loads(body))
+            return Item(seq, content=rebuild.decode(body))
         raise ValueError(f"unknown kind {kind!r}")
 
     def _written(self, items: list[Item], seqs: Sequence[int]) -> Any:
@@ -622,12 +627,13 @@ class Pipeline:
             due = None
         else:
             due = now + min(0.25 * 2 ** min(attempts, 8), 30.0)
-        if not deferred and before is None:
+        if not deferred and before is None and fate.reason != NO_SPAN:
             self._say(f"parked:{fate.reason}:{fate.run_id}", "%s: %s", fate.reason, fate.detail)
         span = item.span
+        name = span.name if span else item.command["do"] if item.command else "log content"
         return Parked(
             item.seq, fate.reason, body, fate.detail, fate.run_id, span.trace_id if span else None,
-            span.span_id if span else None, span.name if span else (item.command or {}).get("do"), since, attempts, due)
+            span.span_id if span else None, name, since, attempts, due)
 
     def _count(self, fates: Sequence[tuple[int, Fate]], spans: int, lost: int, records: Sequence[Record]) -> None:
         with self._ticket_lock:

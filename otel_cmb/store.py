@@ -39,8 +39,8 @@ __all__ = ["Item", "Outcome", "Store"]
 # What became of an item.
 COMMITTED, MERGED, IGNORED, DEFERRED, PARKED, REFUSED = "committed", "merged", "ignored", "deferred", "parked", "refused"
 
-RUN_NOT_FOUND, NO_RUN, SESSION_MISMATCH, ID_CONFLICT, UNSETTLED = (
-    "run_not_found", "no_run", "session_mismatch", "id_conflict", "unsettled")
+RUN_NOT_FOUND, NO_RUN, SESSION_MISMATCH, ID_CONFLICT, UNSETTLED, NO_SPAN = (
+    "run_not_found", "no_run", "session_mismatch", "id_conflict", "unsettled", "no_span")
 
 
 @dataclass(slots=True)
@@ -60,8 +60,8 @@ class Item:
     seq: int
     span: Span | None = None
     command: dict[str, Any] | None = None
-    content: dict[str, Any] | None = None
-    """Attributes from a log record, to be joined to the span it names."""
+    content: Span | None = None
+    """Carries attributes from log records, to be joined to the span it names."""
     settle: bool = True
     """Nobody will name a run any more: make one, or park. False while the trace's root may still come."""
     outcome: Outcome | None = None
@@ -213,9 +213,10 @@ class Store:
         runs = {place.run.id for place in places.values()}
         lock_runs(connection, runs | locked, self._workflow.table("workflow_runs"))
         by_trace: dict[str, list[Item]] = defaultdict(list)
-        for item in spans:
-            if item.outcome is None and item.span is not None:
-                by_trace[item.span.trace_id].append(item)
+        for item in items:
+            span = item.span or item.content
+            if item.outcome is None and span is not None:
+                by_trace[span.trace_id].append(item)
         self._run_rows = {place.run.id: place.run for place in places.values()}
         changes, touched = [], set(runs)
         for trace in self._traces(connection, by_trace):
@@ -232,7 +233,8 @@ class Store:
         before = trace.events
         admitted: list[tuple[Item, str, str]] = []
         for item in items:
-            assert item.span is not None
+            if item.span is None:
+                continue
             place = places[item.seq]
             item.span.stamp = _resolved(item.span.stamp, place)
             admission = trace.admit(
@@ -244,6 +246,11 @@ class Store:
                 item.outcome = Outcome(MERGED)
             else:
                 admitted.append((item, admission.verdict, admission.id))
+        for item in items:
+            if item.content is not None:  # after the spans: the one it belongs to may be in this very batch
+                joined = trace.join(
+                    item.content, code_tools=settings.code_tools, record=settings.record, capture=settings.capture)
+                item.outcome = Outcome(COMMITTED) if joined else Outcome(PARKED, NO_SPAN, "its span has not come yet")
         after = trace.assembled(settings.record) if trace.dirty else before
         survivors = {(span.span_id, span.start_ns) for event in after.values() for span in event.spans[1:]}
         for item, verdict, id_ in admitted:

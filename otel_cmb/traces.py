@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from otel_cmb import mapper
 from otel_cmb.assemble import assemble
@@ -77,6 +77,18 @@ class Trace:
         self.know(new_id, mapper.read(span, id=new_id, code_tools=code_tools, record=record, capture=capture))
         self.dirty = True
         return Admission(NEW, new_id)
+
+    def join(self, content: Span, *, code_tools: Collection[str], record: str, capture: Collection[str]) -> bool:
+        """Give a known span attributes it lacks, from log records; False when the span is not known yet."""
+        ids = self.by_span.get(content.span_id, ())
+        for id_ in ids:
+            span = self.facts[id_].span
+            added = {key: value for key, value in content.attributes.items() if key not in span.attributes}
+            if added and id_ not in self.skeletons:
+                span = replace(span, attributes={**span.attributes, **added})  # the stored event keeps the old one
+                self.know(id_, mapper.read(span, id=id_, code_tools=code_tools, record=record, capture=capture))
+                self.dirty = True
+        return bool(ids)
 
     def assembled(self, record: str) -> dict[str, Event]:
         """The events as they should be now, parents before children."""
