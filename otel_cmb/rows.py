@@ -13,7 +13,7 @@ import orjson
 
 from otel_cmb import rebuild
 from otel_cmb.binding import Binding
-from otel_cmb.dialects import SQLITE, insert_sql, update_sql
+from otel_cmb.dialects import SQLITE, update_sql
 from otel_cmb.event import Event, derived_id
 from otel_cmb.sanitize import clean, clean_text, fit
 
@@ -67,7 +67,7 @@ class EventRows:
         self._time = _time_maker(binding, "execution_events", "timestamp")
         self._wants = [name in info.columns for name in _EVENT_COLUMNS]
         self._all = all(self._wants)
-        self.insert = insert_sql(binding.dialect, info.qualified, (*self.columns, *fill))
+        self.inserted = (*self.columns, *fill)
         self._changing = tuple(name for name in self.columns if name != "id")
         self.update = update_sql(binding.dialect, info.qualified, self._changing)
         self.update_links = update_sql(binding.dialect, info.qualified, self.LINKS)

@@ -25,6 +25,7 @@ from sqlalchemy import Connection, Engine
 
 from otel_cmb import clock, mapper, rebuild
 from otel_cmb.binding import Binding, bind
+from otel_cmb.bulk import insert_rows
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.dialects import begin_write, in_list, insert_sql, list_param, lock_runs, make_engine, mark, qualified, update_sql
 from otel_cmb.errors import RunNotFoundError
@@ -123,7 +124,8 @@ class Store:
             self._rows = EventRows(binding, self._intern if binding.owned else None)
             self._known = Known(binding, self._settings, self._directory)
             self._mark = mark(binding.dialect)
-            self._events_table = binding.tables["execution_events"].qualified
+            self._events = binding.tables["execution_events"]
+            self._events_table = self._events.qualified
             self._binding = binding
         return self._binding
 
@@ -413,7 +415,7 @@ class Store:
                     links.append(self._rows.link_values(event, place))
         self._write_interned(connection)
         self._delete(connection, gone)
-        _many(connection, self._rows.insert, inserts)
+        insert_rows(connection, self._events, self._rows.inserted, inserts)
         _many(connection, self._rows.update, updates)
         _many(connection, self._rows.update_links, links + late)
         self._write_side(connection, side)
