@@ -6,7 +6,6 @@ odd is cleaned, because a span refused is a span lost at the sender (exporters d
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,24 +43,8 @@ class SpanContent:
     span_id: str
     time_ns: int
     attributes: dict[str, Any] = field(default_factory=dict)
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON can hold it."""
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def content_record(content: SpanContent, bound_session_id: str | None = None) -> dict[str, Any]:
-    """A log's content as the pipeline takes it."""
-    record = {
-        "trace_id": content.trace_id, "span_id": content.span_id, "time_ns": content.time_ns,
-        "attributes": _plain(content.attributes),
-    }
-    return record if bound_session_id is None else {**record, "bound_session_id": bound_session_id}
+    bound_session_id: str | None = None
+    """The session the sender's token is bound to: content for spans of other sessions is refused."""
 
 
 def clean_times(start_ns: int, end_ns: int, now_ns: int) -> tuple[int, int | None]:

@@ -79,7 +79,7 @@ class FakePipeline:
         outcome = self.outcome or FakeOutcome(received=len(spans), committed=len(spans))
         return FakeTicket(outcome, self.hold)
 
-    def accept_content(self, records: list[Any]) -> None:
+    def accept_logs(self, records: list[Any]) -> None:
         self.logs.extend(records)
 
     def sync(self) -> None:

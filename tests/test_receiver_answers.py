@@ -385,8 +385,8 @@ def test_content_of_log_records_reaches_the_pipeline(server: Running) -> None:
     assert requests.post(server.http + "/v1/logs", json={"resourceLogs": []}, timeout=5).json() == {}
     assert len(server.pipeline.logs) == 2
     first = server.pipeline.logs[0]
-    assert (first["trace_id"], first["span_id"]) == (TRACE, "00f067aa0ba902b7")
-    assert first["attributes"]["gen_ai.input.messages"][0]["parts"] == [{"type": "text", "content": "hello"}]
+    assert (first.trace_id, first.span_id) == (TRACE, "00f067aa0ba902b7")
+    assert first.attributes["gen_ai.input.messages"][0]["parts"] == [{"type": "text", "content": "hello"}]
     assert server.pipeline.synced == 2
 
 

@@ -25,7 +25,6 @@ from otel_cmb.otlp import (
     log_records_from_json,
     log_records_from_request,
 )
-from otel_cmb.otlp_clean import content_record
 from otel_cmb.otlp_json import read_json
 from otel_cmb.otlp_wire import TooManyPartsError, check_parts, parse
 from otel_cmb.receiver.answers import Answer
@@ -53,7 +52,7 @@ class Pipeline(Protocol):
     """What the receiver asks of :class:`otel_cmb.pipeline.Pipeline`."""
 
     def accept(self, spans: list[Span]) -> Any: ...
-    def accept_content(self, records: Sequence[dict[str, Any]]) -> Any: ...
+    def accept_logs(self, records: Sequence[SpanContent]) -> Any: ...
     def sync(self) -> None: ...
     def stats(self) -> Any: ...
 
@@ -230,7 +229,9 @@ class Intake:
 
     def _join(self, records: list[SpanContent], caller: Caller) -> Answer:
         if records:
-            self.pipeline.accept_content([content_record(record, caller.session_id) for record in records])
+            for record in records:
+                record.bound_session_id = caller.session_id
+            self.pipeline.accept_logs(records)
             self.pipeline.sync()
         return Answer()
 

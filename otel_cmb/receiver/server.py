@@ -125,6 +125,14 @@ def serve(settings: ServeSettings, general: Settings) -> None:
         sys.stderr.flush()
         _notify("READY=1")
 
+    def look_back() -> None:
+        """What dead processes left in their journals is adopted by the writer; say that there is some."""
+        left = pipeline.left_behind()
+        if left:
+            what = ", ".join(f"{number} {reason}" for reason, number in sorted(left.items()))
+            _LOG.info("spans of earlier processes are in journals: %s", what)
+        pipeline.accept([])  # starts the writer
+
     async def main() -> None:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
@@ -137,6 +145,7 @@ def serve(settings: ServeSettings, general: Settings) -> None:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ask, number)
+        loop.run_in_executor(None, look_back)
         await receiver.run(stop, ready)
 
     try:

@@ -18,7 +18,7 @@ from otel_cmb.accounting import Stats, Ticket
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.errors import CMBError, ConfigurationError, JournalError
 from otel_cmb.event import STATUS_ERROR, Span, event_id
-from otel_cmb.otlp_clean import SpanContent, content_record
+from otel_cmb.otlp_clean import SpanContent
 from otel_cmb.otlp_files import read_chunks
 from otel_cmb.pipeline import Pipeline, get_pipeline
 
@@ -200,7 +200,7 @@ class Importer:
 
     def _send_content(self, content: list[SpanContent]) -> None:
         if content:
-            self._pipeline.accept_content([content_record(item) for item in content])
+            self._pipeline.accept_logs(content)
 
     def _begin_run(self, spans: list[Span]) -> None:
         """Make the run, unless some run has these spans already."""
