@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -363,9 +363,23 @@ def test_cached_answers_spend_nothing(recorded, tmp_path):
     assert [meta(span) for span in recorded.of("llm_call")] == [{}, {"cached": True}]
 
 
-def test_the_python_of_the_code_is_the_programs(recorded, tmp_path):
-    executor = LocalCommandLineCodeExecutor(work_dir=tmp_path)
-    code = "import sys; print(sys.version_info[:2])"
-    result = executor.execute_code_blocks([CodeBlock(language="python", code=code)])
-    assert result.output.strip() == str(sys.version_info[:2])
-    assert outputs(recorded.of("code_exec")[0]) == {"result": result.output}
+@pytest.mark.parametrize("kind", ["embedded", "server"])
+def test_jupyter_executors(recorded, tmp_path, kind):
+    pytest.importorskip("ipykernel")
+    if kind == "server":
+        pytest.importorskip("kernel_gateway")
+    jupyter = pytest.importorskip("autogen.coding.jupyter")
+    with contextlib.ExitStack() as stack:
+        if kind == "embedded":
+            executor = jupyter.EmbeddedIPythonCodeExecutor(output_dir=str(tmp_path))
+        else:
+            server = stack.enter_context(jupyter.LocalJupyterServer())
+            executor = stack.enter_context(jupyter.JupyterCodeExecutor(server, output_dir=tmp_path))
+        picture = "from IPython.display import HTML, display\ndisplay(HTML('<b>x</b>'))\nprint('shown')"
+        executor.execute_code_blocks([CodeBlock(language="python", code=picture)])
+        executor.execute_code_blocks([CodeBlock(language="python", code="1/0")])
+    assert recorded.codes()[0] == (0, "ok")
+    assert recorded.codes()[1][1] == "failed"
+    assert "shown" in outputs(recorded.of("code_exec")[0])["result"]
+    assert "ZeroDivisionError" in outputs(recorded.of("code_exec")[1])["result"]
+    assert [kind for _, kind in recorded.files()] == ["report"]

@@ -48,6 +48,9 @@ TABLE: tuple[tuple[tuple[str, str], Hooks], ...] = (
     (EXECUTOR_CLASS, {"execute_code_blocks": EXECUTOR}),
 )
 
+EXECUTORS_LIKE = ("autogen.coding.jupyter.embedded_ipython_code_executor",)
+"""Modules with executors that do not say so by their bases."""
+
 
 def _find(where: tuple[str, str]) -> type:
     found: type = getattr(importlib.import_module(where[0]), where[1])
@@ -71,6 +74,8 @@ class AG2Instrumentor(BaseInstrumentor):  # type: ignore[misc]
         # Run at once where the module is imported already; otherwise when the program imports it.
         wrapt.register_post_import_hook(self._patch, "autogen")
         wrapt.register_post_import_hook(self._patch_native, "autogen.opentelemetry")
+        for name in EXECUTORS_LIKE:
+            wrapt.register_post_import_hook(self._patch_executors, name)
 
     def _uninstrument(self, **_kwargs: Any) -> None:
         self._patcher.restore()
@@ -105,6 +110,14 @@ class AG2Instrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._patcher.refresh(executor)
         if (found := getattr(agent, "_code_executor", None)) is not None:
             self._patcher.ensure(type(found), like=executor)
+
+    def _patch_executors(self, module: Any) -> None:
+        if self._patcher.active:
+            with handle_internal_errors():
+                executor = _find(EXECUTOR_CLASS)
+                for found in list(vars(module).values()):
+                    if isinstance(found, type) and found.__module__ == module.__name__:
+                        self._patcher.ensure(found, like=executor)
 
     def _patch_native(self, _module: Any) -> None:
         if self._patcher.active:
