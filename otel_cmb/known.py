@@ -23,6 +23,7 @@ from otel_cmb.config import Settings
 from otel_cmb.dialects import in_list, insert_sql, list_param, mark, qualified, timestamp
 from otel_cmb.event import Event, Span, event_id, trace_id_range
 from otel_cmb.search_index import IndexWriter
+from otel_cmb.history import whole
 from otel_cmb.traces import Trace
 from otel_cmb.values import as_dict
 
@@ -104,6 +105,8 @@ class Known:
             trace.orders[values["id"]] = values["execution_order"]
             for name in ("inputs", "outputs", "meta"):
                 values[name] = as_dict(values[name])
+            if self._binding.owned:
+                whole(connection, values, self._binding.schema)
             spans = rebuild.unpack(values, resolve)
             if spans:
                 trace.know(values["id"], self._facts(spans[0], values["id"]))

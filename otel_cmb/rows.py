@@ -15,6 +15,7 @@ from otel_cmb import rebuild
 from otel_cmb.binding import Binding
 from otel_cmb.dialects import SQLITE, update_sql
 from otel_cmb.event import Event, derived_id
+from otel_cmb.history import MIN_BYTES
 from otel_cmb.sanitize import clean, clean_text, fit
 
 __all__ = ["EventRows", "Placement", "json_fit", "json_text", "side_rows"]
@@ -56,12 +57,15 @@ class EventRows:
 
     LINKS = ("parent_event_id", "depth", "execution_order")
 
-    def __init__(self, binding: Binding, intern: Callable[[dict[str, Any]], str] | None):
-        self._binding = binding
+    def __init__(
+        self, binding: Binding, intern: Callable[[dict[str, Any]], str] | None = None,
+        shorten: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None,
+    ):
         self._intern = intern
+        self._shorten = shorten
         info = binding.tables["execution_events"]
-        fill = binding.fill.get("execution_events", {})
         self.columns = tuple(name for name in _EVENT_COLUMNS if name in info.columns)
+        fill = {name: value for name, value in binding.fill.get("execution_events", {}).items() if name not in self.columns}
         self._fill = tuple(fill.values())
         self._lengths = {name: column.length for name, column in info.columns.items() if column.length}
         self._time = _time_maker(binding, "execution_events", "timestamp")
@@ -95,6 +99,9 @@ class EventRows:
         meta = dict(event.meta)
         if event.spans:
             meta["otel"] = rebuild.pack(event, self._intern)  # when the columns it refers to are final
+        if self._shorten is not None:
+            inputs = self._shortened(event.run_id, event.inputs, inputs)
+            outputs = self._shortened(event.run_id, event.outputs, outputs)
         if event.node_id is not None and place.node_id is None:
             meta["node"] = event.node_id
         if event.step_id is not None and place.step_id is None:
@@ -112,6 +119,14 @@ class EventRows:
         if self._all:
             return values
         return tuple(value for value, wanted in zip(values, self._wants, strict=True) if wanted)
+
+
+    def _shortened(self, run_id: str | None, value: dict[str, Any] | None, written: str | None) -> str | None:
+        if value is None or run_id is None or written is None or len(written) < MIN_BYTES or "messages" not in value:
+            return written
+        assert self._shorten is not None
+        kept = self._shorten(run_id, value)
+        return written if kept is value else json_text(kept)
 
 
 _EVENT_COLUMNS = (

@@ -238,6 +238,25 @@ traces = Table(
     Index("ix_otel_cmb_traces_start", "start_ns"),
 )
 
+contents = Table(
+    "otel_cmb_contents", metadata,
+    Column("run_id", String(36), ForeignKey("workflow_runs.id", ondelete="CASCADE"), nullable=False),
+    Column("id", String(32), nullable=False, comment="hex blake2b-128 of body"),
+    Column("body", Text, nullable=False, comment="JSON of a message"),
+    PrimaryKeyConstraint("run_id", "id"),
+    sqlite_with_rowid=False,
+)
+
+history = Table(
+    "otel_cmb_history", metadata,
+    Column("run_id", String(36), ForeignKey("workflow_runs.id", ondelete="CASCADE"), nullable=False),
+    Column("id", String(32), nullable=False, comment="hash of the link before and of the message"),
+    Column("previous", String(32), comment="the link before; NULL at a conversation's beginning"),
+    Column("content", String(32), nullable=False, comment="the message, in otel_cmb_contents"),
+    PrimaryKeyConstraint("run_id", "id"),
+    sqlite_with_rowid=False,
+)
+
 search = Table(
     "otel_cmb_search", metadata,
     Column("key_ns", BigInteger, nullable=False, comment="start of its first span; the others are close"),

@@ -30,6 +30,7 @@ from otel_cmb.config import Settings, safe_url
 from otel_cmb.dialects import begin_write, in_list, insert_sql, list_param, lock_runs, make_engine, mark, qualified, update_sql
 from otel_cmb.errors import RunNotFoundError
 from otel_cmb.event import Event, Span, Stamp, trace_id_range
+from otel_cmb.history import HistoryWriter
 from otel_cmb.known import Known
 from otel_cmb.rows import EventRows, Placement, side_rows
 from otel_cmb.traces import COMPLETED, CONFLICT, DUPLICATE, Trace, TraceCache
@@ -121,7 +122,11 @@ class Store:
             with self._engine.connect() as connection:
                 binding = bind(connection, self._settings, create=True)
             self._workflow = Workflow(binding)
-            self._rows = EventRows(binding, self._intern if binding.owned else None)
+            self._history = HistoryWriter(binding.dialect, binding.schema)
+            if binding.owned:
+                self._rows = EventRows(binding, self._intern, self._history.shorten)
+            else:
+                self._rows = EventRows(binding)
             self._known = Known(binding, self._settings, self._directory)
             self._mark = mark(binding.dialect)
             self._events = binding.tables["execution_events"]
@@ -152,6 +157,8 @@ class Store:
         self._steps.clear()
         self._interned.clear()
         self._enriched.clear()
+        if self._binding is not None:
+            self._history.forget()
         if self._binding is not None:
             self._known.forget()
 
@@ -198,6 +205,7 @@ class Store:
             self.forget()
             self._to_intern.clear()
             raise
+        self._history.committed()
         self._interned.update(self._to_intern)
         self._to_intern.clear()
         for change in changes:
@@ -414,6 +422,7 @@ class Store:
                 else:
                     links.append(self._rows.link_values(event, place))
         self._write_interned(connection)
+        self._history.write(connection)
         self._delete(connection, gone)
         insert_rows(connection, self._events, self._rows.inserted, inserts)
         _many(connection, self._rows.update, updates)

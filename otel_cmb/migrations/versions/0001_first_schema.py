@@ -104,6 +104,25 @@ def upgrade() -> None:
     op.create_index("idx_workflow_runs_session_status", "workflow_runs", ["session_id", "status"])
     op.create_index("ix_workflow_runs_started", "workflow_runs", ["started_at", "id"])
     op.create_table(
+        "otel_cmb_contents",
+        sa.Column("run_id", sa.String(36), nullable=False),
+        sa.Column("id", sa.String(32), nullable=False, comment="hex blake2b-128 of body"),
+        sa.Column("body", sa.Text(), nullable=False, comment="JSON of a message"),
+        sa.ForeignKeyConstraint(["run_id"], ["workflow_runs.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("run_id", "id"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "otel_cmb_history",
+        sa.Column("run_id", sa.String(36), nullable=False),
+        sa.Column("id", sa.String(32), nullable=False, comment="hash of the link before and of the message"),
+        sa.Column("previous", sa.String(32), comment="the link before; NULL at a conversation's beginning"),
+        sa.Column("content", sa.String(32), nullable=False, comment="the message, in otel_cmb_contents"),
+        sa.ForeignKeyConstraint(["run_id"], ["workflow_runs.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("run_id", "id"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "dag_nodes",
         sa.Column("run_id", sa.String(36), nullable=False),
         sa.Column("id", sa.String(255), nullable=False),
@@ -247,6 +266,8 @@ def downgrade() -> None:
     op.drop_table("dag_edges")
     op.drop_table("workflow_steps")
     op.drop_table("dag_nodes")
+    op.drop_table("otel_cmb_history")
+    op.drop_table("otel_cmb_contents")
     op.drop_table("workflow_runs")
     op.drop_table("projects")
     op.drop_table("sessions")
