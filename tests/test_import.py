@@ -1,0 +1,369 @@
+"""`otel-cmb import` and `export`: every form of file, streamed, twice without harm, exactly as it came."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from receiver_support import TRACE, FakePipeline, make_request, make_span, running
+
+from otel_cmb import otlp
+from otel_cmb.event import Link, Resource, Span, SpanEvent
+from otel_cmb.otlp_files import read_chunks
+from otel_cmb.otlp_wire import varint
+
+
+def agents(count: int, trace: int = 1) -> list[Span]:
+    """A trace whose children come before their parent, as SDKs send them."""
+    root = f"{1:016x}"
+    return [
+        make_span(
+            n,
+            trace_id=f"{trace:032x}",
+            parent_span_id=None if n == 1 else root,
+            name=f"invoke_agent a{n}",
+            attributes={"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": f"a{n}"},
+            events=[SpanEvent("e", 5, {"x": True})],
+            links=[Link(TRACE, "a" * 16, attributes={"y": b"\0"})],
+            resource=Resource({"service.name": "s"}),
+            end_ns=1_700_000_000_000_100_000 - n,
+            flags=1,
+            trace_state="a=b",
+        )
+        for n in range(count, 0, -1)
+    ]
+
+
+class CommandLine:
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.database = place / "events.db"
+
+    def __call__(
+        self, *words: Any, stdin: bytes | None = None, database: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        url = f"sqlite:///{database or self.database}"
+        command, *rest = (str(word) for word in words)
+        extra = ["--state-dir", str(self.place / "state")] if command == "import" else []
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "from otel_cmb.cli import main; main()",
+                command,
+                *rest,
+                "--database-url",
+                url,
+                *extra,
+            ],
+            input=stdin,
+            capture_output=True,
+            cwd=self.place,
+            env=dict(os.environ),
+            timeout=100,
+            check=False,
+        )
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def rows(self, sql: str) -> list[Any]:
+        connection = sqlite3.connect(self.database)
+        try:
+            return connection.execute(sql).fetchall()
+        finally:
+            connection.close()
+
+
+@pytest.fixture
+def cmb(tmp_path: Path) -> CommandLine:
+    return CommandLine(tmp_path)
+
+
+def lines_of(*groups: list[Span]) -> bytes:
+    return b"".join(orjson.dumps(otlp.json_from_spans(group)) + b"\n" for group in groups)
+
+
+def delimited(prefix: Callable[[int], bytes], *groups: list[Span]) -> bytes:
+    messages = [make_request(*group).SerializeToString() for group in groups]
+    return b"".join(prefix(len(message)) + message for message in messages)
+
+
+A, B = agents(3, 1), agents(2, 2)
+FORMS: dict[str, bytes] = {
+    "json lines": lines_of(A, B),
+    "json lines without the last newline": lines_of(A, B)[:-1],
+    "one document": json.dumps(otlp.json_from_spans([*A, *B])).encode(),
+    "one document, pretty": json.dumps(otlp.json_from_spans([*A, *B]), indent=2).encode(),
+    "one document after a byte order mark": b"\xef\xbb\xbf"
+    + json.dumps(otlp.json_from_spans([*A, *B]), indent=1).encode(),
+    "a list of documents": json.dumps([otlp.json_from_spans(A), otlp.json_from_spans(B)]).encode(),
+    "protobuf": make_request(*A, *B).SerializeToString(),
+    "protobuf, concatenated": make_request(*A).SerializeToString() + make_request(*B).SerializeToString(),
+    "protobuf, varint": delimited(varint, A, B),
+    "protobuf, big-endian": delimited(lambda size: size.to_bytes(4, "big"), A, B),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_file_is_read(form: str, packed: bool) -> None:
+    data = gzip.compress(FORMS[form]) if packed else FORMS[form]
+    chunks = list(read_chunks(io.BufferedReader(io.BytesIO(data))))  # type: ignore[arg-type]
+    assert [problem for chunk in chunks for problem in chunk.problems] == []
+    assert [span for chunk in chunks for span in chunk.spans] == [*A, *B]
+
+
+def chunks_of(data: bytes) -> tuple[list[str], list[str]]:
+    """(names of the spans, problems)"""
+    found = list(read_chunks(io.BufferedReader(io.BytesIO(data))))  # type: ignore[arg-type]
+    return [span.name for chunk in found for span in chunk.spans], [line for chunk in found for line in chunk.problems]
+
+
+def test_bad_lines_are_named_and_the_others_read() -> None:
+    good = lines_of(A).strip()
+    names, problems = chunks_of(b"{broken\n" + good + b"\n\n{}\n[1]\n" + lines_of(B) + b'{"resourceSpans": 5}\n')
+    assert len(names) == 5
+    assert [problem.split(":")[0] for problem in problems] == ["line 1", "line 4", "line 5", "line 7"]
+
+
+def test_spans_without_ids_are_named_with_their_line() -> None:
+    bad = otlp.json_from_spans(A)
+    bad["resourceSpans"][0]["scopeSpans"][0]["spans"][1]["spanId"] = "12"
+    names, problems = chunks_of(lines_of(B) + orjson.dumps(bad))
+    assert len(names) == 4
+    assert problems[0].startswith("line 2: span 'invoke_agent a2'")
+
+
+def test_lines_of_other_signals_are_passed_over() -> None:
+    assert chunks_of(b'{"resourceMetrics": []}\n' + lines_of(A))[1] == []
+
+
+@pytest.mark.parametrize("form", ["protobuf", "protobuf, varint", "protobuf, big-endian", "json lines"])
+def test_a_file_that_ends_too_early_gives_what_it_has(form: str) -> None:
+    names, problems = chunks_of(FORMS[form][:-7])
+    assert len(problems) == 1
+    assert len(names) < 5
+    names, problems = chunks_of(gzip.compress(FORMS[form])[:-12])
+    assert len(problems) >= 1
+
+
+@pytest.mark.parametrize("data", [b"\x89PNG\r\n", b"\xff\xff\xff\xff\xff\xff", b"hello", b"\x1f\x8bjunk"])
+def test_files_that_are_no_otlp_say_so(data: bytes) -> None:
+    names, problems = chunks_of(data)
+    assert names == []
+    assert len(problems) == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(FORMS)), st.integers(0, 5_000), st.binary(min_size=1, max_size=5))
+def test_damaged_files_never_raise(form: str, at: int, junk: bytes) -> None:
+    data = FORMS[form]
+    at %= len(data)
+    chunks_of(data[:at] + junk + data[at + len(junk) :])
+
+
+# the command
+
+
+def test_a_file_with_children_before_parents_becomes_one_tree_and_again_changes_nothing(
+    cmb: CommandLine, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines_of(agents(6))))
+    first = cmb("import", "a.jsonl.gz", "--new-run", "--json")
+    assert first.returncode == 0, first.stderr
+    report = json.loads(first.stdout)
+    assert (report["spans"], report["committed"], report["known_run"], report["complete"]) == (6, 6, False, True)
+    tree = cmb.rows("SELECT agent_name, depth, execution_order FROM execution_events ORDER BY execution_order")
+    assert [row[0] for row in tree] == ["a1", "a2", "a3", "a4", "a5", "a6"]
+    assert [row[1] for row in tree] == [0, 1, 1, 1, 1, 1]
+    before = cmb.rows("SELECT * FROM execution_events ORDER BY id")
+    again = cmb("import", "a.jsonl.gz", "--new-run")
+    assert again.returncode == 0
+    assert f"run {report['run_id']} has these spans already" in again.stdout
+    assert cmb("import", "a.jsonl.gz").returncode == 0
+    assert cmb.rows("SELECT * FROM execution_events ORDER BY id") == before
+    runs = cmb.rows("SELECT id, status, started_at IS NOT NULL FROM workflow_runs")
+    assert runs == [(report["run_id"], "completed", 1)]
+
+
+def test_one_new_run_takes_all_traces_and_no_flag_gives_each_its_own(cmb: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(FORMS["one document"])
+    assert cmb("import", "a.json").returncode == 0
+    assert cmb.rows("SELECT count(*), count(DISTINCT run_id) FROM execution_events") == [(5, 2)]
+    cmb.database = tmp_path / "other.db"
+    assert cmb("import", "--new-run", "a.json").returncode == 0
+    assert cmb.rows("SELECT count(*), count(DISTINCT run_id) FROM execution_events") == [(5, 1)]
+    run_id = cmb.rows("SELECT id FROM workflow_runs")[0][0]
+    (tmp_path / "b.json").write_bytes(lines_of(agents(2, 7)))
+    assert cmb("import", "--run", run_id, "b.json").returncode == 0
+    assert cmb.rows("SELECT count(*), count(DISTINCT run_id) FROM execution_events") == [(7, 1)]
+
+
+def test_stdin_is_a_file_too(cmb: CommandLine) -> None:
+    assert cmb("import", "-", stdin=FORMS["protobuf"]).returncode == 0
+    assert cmb("import", "-", stdin=gzip.compress(FORMS["json lines"])).returncode == 0
+    assert cmb.rows("SELECT count(*) FROM execution_events") == [(5,)]
+
+
+def test_an_unknown_run_and_an_unknown_file_are_errors_before_anything_is_stored(
+    cmb: CommandLine, tmp_path: Path
+) -> None:
+    (tmp_path / "a.json").write_bytes(FORMS["json lines"])
+    missing = cmb("import", "--run", "nowhere", "a.json")
+    assert missing.returncode == 1
+    assert "nowhere" in missing.stderr
+    assert cmb("import", "a.json", "not-there.json").returncode == 2
+    assert cmb.rows("SELECT count(*) FROM execution_events") == [(0,)]
+
+
+def test_bad_lines_make_exit_1_and_the_rest_is_stored(cmb: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines_of(A) + b"{broken\n" + lines_of(B))
+    done = cmb("import", "a.jsonl")
+    assert done.returncode == 1
+    assert "a.jsonl: line 2" in done.stdout
+    assert cmb.rows("SELECT count(*) FROM execution_events") == [(5,)]
+
+
+def test_what_is_parked_is_in_a_table_with_what_to_do(cmb: CommandLine, tmp_path: Path) -> None:
+    span = make_span(1, attributes={"gen_ai.operation.name": "chat", "cmb.run.id": "nowhere"})
+    (tmp_path / "a.jsonl").write_bytes(lines_of([span], B))
+    done = cmb("import", "a.jsonl")
+    assert done.returncode == 1
+    assert "run_not_found" in done.stdout
+    assert "--on-missing-run create" in done.stdout
+    assert cmb.rows("SELECT count(*) FROM execution_events") == [(2,)]
+    assert cmb("import", "a.jsonl", "--on-missing-run", "create").returncode == 0
+    assert cmb.rows("SELECT count(*) FROM execution_events WHERE run_id = 'nowhere'") == [(1,)]
+
+
+def test_a_large_file_streams_in_little_memory(cmb: CommandLine, tmp_path: Path) -> None:
+    big = {"text": "x" * 20_000}
+    with (tmp_path / "big.jsonl").open("wb") as file:
+        for trace in range(1, 201):
+            spans = [
+                make_span(n, trace_id=f"{trace:032x}", attributes={"gen_ai.operation.name": "chat", **big})
+                for n in range(1, 21)
+            ]
+            file.write(lines_of(spans))
+    size = (tmp_path / "big.jsonl").stat().st_size
+    assert size > 75_000_000
+    script = (
+        "import resource, sys\nfrom otel_cmb.otlp_files import read_chunks\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "spans = sum(len(chunk.spans) for chunk in read_chunks(open(sys.argv[1], 'rb')))\n"
+        "print(spans, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "big.jsonl")], capture_output=True, check=True)
+    spans, grown = (int(word) for word in done.stdout.split())
+    assert spans == 4_000
+    assert grown * 1024 < size / 3
+
+
+# and out again
+
+
+def test_an_exported_run_is_exactly_what_was_imported(cmb: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(FORMS["one document"])
+    assert cmb("import", "--new-run", "a.json").returncode == 0
+    for name in ("out.json", "out.jsonl", "out.json.gz", "out.jsonl.gz"):
+        assert cmb("export", "latest", "--to", name).returncode == 0
+        data = (tmp_path / name).read_bytes()
+        found = list(read_chunks(io.BufferedReader(io.BytesIO(data))))  # type: ignore[arg-type]
+        spans = [span for chunk in found for span in chunk.spans]
+        assert sorted(spans, key=repr) == sorted([*A, *B], key=repr)
+    document = json.loads(cmb("export", "latest", "--to", "-").stdout)
+    assert sorted(otlp.decode(document).spans, key=repr) == sorted([*A, *B], key=repr)
+    assert list(tmp_path.glob("*.tmp")) == []
+
+
+def test_an_export_to_a_receiver_is_exact_and_goes_on_where_it_broke_off(cmb: CommandLine, tmp_path: Path) -> None:
+    many = [*agents(600), *B]
+    (tmp_path / "a.jsonl").write_bytes(lines_of(many))
+    assert cmb("import", "--new-run", "a.jsonl").returncode == 0
+    with running(http="off") as server:
+        done = cmb("export", "latest", "--to", f"otlp://{server.grpc}", "--rate", "100000")
+        assert done.returncode == 0, done.stderr
+        assert sorted(server.pipeline.spans, key=repr) == sorted(many, key=repr)
+        assert max(len(request) for request in [server.pipeline.spans[:512]]) <= 512
+    with running(_OnceThenFull(), http="off") as server:
+        done = cmb("export", "latest", "--to", f"otlp://{server.grpc}", "--rate", "100000")
+        assert done.returncode == 1
+        cursor = done.stderr.split("--after ")[1].split()[0]
+        taken = len(server.pipeline.spans)
+        server.pipeline.full = False
+        done = cmb("export", "latest", "--to", f"otlp://{server.grpc}", "--after", cursor, "--rate", "100000")
+        assert done.returncode == 0, done.stderr
+        assert 0 < taken < len(many)
+        assert len({(span.trace_id, span.span_id) for span in server.pipeline.spans}) == len(many)
+
+
+class _OnceThenFull(FakePipeline):
+    """Takes one request, then fails for good in a way that is not to be retried."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = True
+
+    def accept(self, spans: list[Span]) -> Any:
+        if self.full and self.spans:
+            raise ZeroDivisionError("a bug")
+        return super().accept(spans)
+
+
+def test_an_export_to_nobody_or_nowhere_is_an_error(cmb: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(FORMS["one document"])
+    assert cmb("import", "--new-run", "a.json").returncode == 0
+    for target, code in (("nonsense", 2), ("otlp://", 2), ("otlp://h:1/path", 2), ("no/such/place.json", 1)):
+        done = cmb("export", "latest", "--to", target)
+        assert done.returncode == code, target
+        assert "Traceback" not in done.stderr
+    assert cmb("export", "no-such-run", "--to", "x.json").returncode == 1
+
+
+def test_rows_of_the_application_become_spans(cmb: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(FORMS["one document"])
+    assert cmb("import", "--new-run", "a.json").returncode == 0
+    run_id, session_id = cmb.rows("SELECT id, session_id FROM workflow_runs")[0]
+    with sqlite3.connect(cmb.database) as connection:
+        columns = (
+            "id, run_id, session_id, parent_event_id, event_type, agent_name, status, timestamp, started_at, "
+            "completed_at, "
+            "execution_order, inputs, error_message"
+        )
+        for identifier, parent, order in (("own-1", None, 100), ("own-2", "own-1", 101)):
+            connection.execute(
+                f"INSERT INTO execution_events ({columns}) VALUES (?, ?, ?, ?, 'agent_call', 'planner', 'failed', "
+                "'2026-01-01 00:00:00.000001', '2026-01-01 00:00:00.000001', '2026-01-01 00:00:02', ?, "
+                "'{\"message\": \"hi\"}', 'no')",
+                (identifier, run_id, session_id, parent, order),
+            )
+    assert cmb("export", "latest", "--to", "out.json").returncode == 0
+    spans = [
+        span
+        for span in otlp.decode(json.loads((tmp_path / "out.json").read_bytes())).spans
+        if span.scope.name == "otel_cmb.application"
+    ]
+    first, second = spans
+    assert (first.name, first.status_code, first.status_message) == ("agent_call planner", 2, "no")
+    assert (second.trace_id, second.parent_span_id) == (first.trace_id, first.span_id)
+    assert first.start_ns == 1_767_225_600_000_001_000
+    assert first.end_ns == 1_767_225_602_000_000_000
+    assert json.loads(first.attributes["cmb.inputs"]) == {"message": "hi"}
+    assert first.attributes["cmb.event.type"] == "agent_call"
+
+
+def test_what_the_sdk_would_send_is_what_the_file_holds() -> None:
+    data = FORMS["protobuf"]
+    assert otlp.decode(ExportTraceServiceRequest.FromString(data)).spans == [*A, *B]
