@@ -90,6 +90,18 @@ class Known:
             found.update(tuple(row) for row in connection.exec_driver_sql(" UNION ALL ".join(parts), tuple(values)))
         return found
 
+    def traces_of_run(self, connection: Connection, run_id: str) -> list[str]:
+        """Trace ids of the run's events, in no order. Reads every event's `meta`."""
+        found: dict[str, str] = {}
+        rows = connection.exec_driver_sql(
+            f"SELECT id, meta FROM {self._events} WHERE run_id = {self._mark}", (run_id,))
+        for id_, meta in rows:
+            if id_[:18] not in found:
+                trace_id = as_dict(as_dict(meta).get("otel")).get("trace_id")
+                if trace_id:
+                    found[id_[:18]] = trace_id
+        return list(found.values())
+
     def load(self, connection: Connection, trace_ids: Sequence[str]) -> list[Trace]:
         """The traces as stored: facts of all their spans and the order numbers their rows hold."""
         if not trace_ids:

@@ -41,6 +41,9 @@ __all__ = ["Item", "Outcome", "Store"]
 # What became of an item.
 COMMITTED, MERGED, IGNORED, DEFERRED, PARKED, REFUSED = "committed", "merged", "ignored", "deferred", "parked", "refused"
 
+ENDED = "ended"
+"""Reason of a start that is merged: the span's end is known already."""
+
 RUN_NOT_FOUND, NO_RUN, SESSION_MISMATCH, ID_CONFLICT, UNSETTLED, NO_SPAN = (
     "run_not_found", "no_run", "session_mismatch", "id_conflict", "unsettled", "no_span")
 
@@ -142,13 +145,15 @@ class Store:
             self._engine = None
         self._binding = None
 
-    def abandon(self) -> None:
-        """In a forked child: let go of the parent's connections without closing them."""
+    def abandon(self) -> object:
+        """In a forked child: let go of the parent's connections without closing them. Returns what holds them; it must
+        never be finalized in this process."""
+        pool = self._engine.pool if self._engine is not None else None
         if self._engine is not None:
             self._engine.dispose(close=False)
         self._engine, self._binding = None, None
         self._writer = secrets.token_hex(8)
-        self.forget()
+        return pool
 
     def forget(self) -> None:
         """Trust nothing remembered about the database: after an error, and when it may have been replaced."""
@@ -253,7 +258,8 @@ class Store:
                 item.outcome = Outcome(
                     PARKED, ID_CONFLICT, "a span with the same ids belongs to another run", place.run.id)
             elif admission.verdict == DUPLICATE:
-                item.outcome = Outcome(MERGED)
+                known = trace.facts[admission.id].span
+                item.outcome = Outcome(MERGED, ENDED if known.end_ns is not None else "")
             else:
                 admitted.append((item, admission.verdict, admission.id))
         for item in items:
@@ -655,6 +661,32 @@ class Store:
                 self._workflow.update(connection, "workflow_steps", {"id": found}, {
                     "status": command["status"], "completed_at": command["at"], "error_message": command.get("error"),
                     "progress_percentage": 100 if command["status"] == "completed" else 0})
+
+    def remap(self, run_id: str) -> dict[str, int]:
+        """Apply today's tables to the traces of a run, each in a transaction of its own: rows may be retyped, merged, made
+        or deleted; ids and order numbers of those that stay do not change. Returns counts of traces, rows, rows made and rows deleted. Raises :class:`RunNotFoundError`."""
+        run = self.check_run(run_id)
+        self.forget()
+        assert self._engine is not None and self._binding is not None
+        with self._engine.connect() as connection:
+            trace_ids = self._known.traces_of_run(connection, run.id)
+        result = {"traces": len(trace_ids), "rows": 0, "made": 0, "deleted": 0}
+        for trace_id in trace_ids:
+            with self._engine.connect() as connection:
+                begin_write(connection)
+                lock_runs(connection, [run.id], self._workflow.table("workflow_runs"))
+                for trace in self._known.load(connection, [trace_id]):
+                    trace.dirty = True
+                    change = _Change(trace, {}, trace.assembled(self._settings.record))
+                    runs = {event.run_id for event in change.after.values() if event.run_id}
+                    self._run_rows = self._workflow.find_runs(connection, runs)
+                    result["rows"] += len(change.after)
+                    result["made"] += len(change.after.keys() - trace.orders.keys())
+                    result["deleted"] += len(trace.orders.keys() - change.after.keys())
+                    self._apply(connection, [change])
+                connection.commit()
+            self.forget()
+        return result
 
     def link_nodes(self) -> int:
         """Link events whose node was not there when they were written (attached databases); how many were linked."""
