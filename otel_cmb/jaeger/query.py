@@ -1,0 +1,410 @@
+"""Traces out of the database, by id and by search: the one query layer under Jaeger's gRPC and HTTP faces.
+
+Reads `execution_events` and, in an owned database, the search tables (:mod:`otel_cmb.search_index`); never writes but
+for :meth:`JaegerQuery.purge`. A trace is one primary-key range in any database. In an attached database, which has no
+tables of ours, a search reads the events of its time range, newest first, up to a bound.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, Engine
+
+from otel_cmb import rebuild
+from otel_cmb.binding import Binding, bind, examine
+from otel_cmb.config import Settings
+from otel_cmb.dialects import SQLITE, begin_read, connect, make_engine, mark, qualified, timestamp
+from otel_cmb.errors import DatabaseURLError
+from otel_cmb.event import Span, trace_id_range
+from otel_cmb.jaeger.genai import presented
+from otel_cmb.jaeger.match import KINDS, TraceQuery, kind_name, matches, tags_wanted
+from otel_cmb.jaeger.summary import Summary, dependencies_of, summarize
+from otel_cmb.search_index import SERVICE, SPREAD_NS, service_of, tag
+
+__all__ = ["JaegerQuery"]
+
+_LOG = logging.getLogger("otel_cmb.jaeger")
+
+_COLUMNS = (
+    "id", "run_id", "event_type", "agent_name", "status", "inputs", "outputs", "meta", "error_message",
+)
+_CHUNK = 20
+"""Traces loaded by one statement."""
+_MAX_LOOKED_AT = 2000
+"""Traces a search loads in vain at most: their parts hold all facts asked for, but no span holds them all."""
+_MAX_SCANNED = 20_000
+"""Events a search looks at in a database without an index of ours."""
+_MAX_DEPENDENCY_TRACES = 2000
+_DEADLINE_S = 8.0
+"""A search gives what it has by then: Jaeger's page waits 10 seconds."""
+_MAX_BODIES = 4096
+
+
+class JaegerQuery:
+    """Answers Jaeger's questions from one database. Threads may share it. Connects on first use; a database that does
+    not exist yet has no traces. Raises :class:`CMBError` when the database cannot be read."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._binding: Binding | None = None
+        self._bodies: dict[str, dict[str, Any]] = {}
+
+    def close(self) -> None:
+        """Dispose of the connections; the next question connects again."""
+        with self._lock:
+            if self._engine is not None:
+                self._engine.dispose()
+            self._engine, self._binding = None, None
+
+    # -- by id -------------------------------------------------------------------------------------------------------
+
+    def trace(self, trace_id: str) -> list[Span]:
+        """All spans of a trace, by start; empty if there is none."""
+        return next(iter(self.traces([trace_id])), [])
+
+    def traces(self, trace_ids: Iterable[str]) -> Iterator[list[Span]]:
+        """The traces that exist, one by one, in the order asked for."""
+        wanted = list(dict.fromkeys(trace_ids))
+        with self._reading() as reading:
+            if reading is not None:
+                yield from reading.traces(wanted)
+
+    # -- search ------------------------------------------------------------------------------------------------------
+
+    def find(self, query: TraceQuery) -> Iterator[list[Span]]:
+        """Whole traces of which one span matches, newest first, at most `query.limit`."""
+        with self._reading() as reading:
+            if reading is not None:
+                yield from reading.find(query)
+
+    def summaries(self, query: TraceQuery) -> Iterator[Summary]:
+        """What a list of search results shows of each trace."""
+        return (summarize(spans) for spans in self.find(query))
+
+    def services(self) -> list[str]:
+        """Names of the services that have spans here."""
+        with self._reading() as reading:
+            return [] if reading is None else sorted({service for service, _, _ in reading.operations()} - {""})
+
+    def operations(self, service: str, kind: str = "") -> list[tuple[str, str]]:
+        """Names and kinds of a service's spans; of any service if it is empty."""
+        with self._reading() as reading:
+            if reading is None:
+                return []
+            wanted = KINDS.index(kind.lower()) if kind and kind.lower() in KINDS else None
+            if kind and wanted is None:
+                return []
+            return sorted({
+                (name, kind_name(number)) for owner, name, number in reading.operations(service)
+                if (not service or owner == service) and (wanted is None or number == wanted)
+            })
+
+    def dependencies(self, start_ns: int, end_ns: int) -> list[tuple[str, str, int]]:
+        """Calling service, called service and number of calls, of spans that start in the time range; from the newest
+        2,000 traces of more than one service."""
+        with self._reading() as reading:
+            return [] if reading is None else dependencies_of(reading.crossing(start_ns, end_ns))
+
+    def purge(self) -> None:
+        """Delete every trace, and what is known of services and operations. For tests of Jaeger's storage API; refuses
+        a database that belongs to the application."""
+        from sqlalchemy import text
+
+        with self._reading() as reading:
+            if reading is None:
+                return
+            if not reading.binding.owned:
+                raise PermissionError("the database belongs to the application; purge is for owned databases only")
+            schema = reading.binding.schema
+        engine = make_engine(self._settings)
+        try:
+            with engine.connect() as connection:
+                for table in ("files", "messages", "execution_events", "otel_cmb_spans", "otel_cmb_traces",
+                              "otel_cmb_search", "otel_cmb_operations", "dag_edges", "dag_nodes", "workflow_steps",
+                              "workflow_runs"):
+                    connection.execute(text(f"DELETE FROM {qualified(table, schema)}"))
+                connection.commit()
+        finally:
+            engine.dispose()
+
+    # -- connection --------------------------------------------------------------------------------------------------
+
+    def _reading(self) -> _Session:
+        return _Session(self._connected)
+
+    def _connected(self) -> tuple[Connection, Binding, dict[str, dict[str, Any]]] | None:
+        with self._lock:
+            if self._engine is None:
+                try:
+                    self._engine = make_engine(self._settings, read_only=True)
+                except DatabaseURLError as error:
+                    if "nothing has been recorded" in str(error):
+                        return None
+                    raise
+            engine = self._engine
+        connection = connect(engine)
+        try:
+            if self._binding is None:
+                if examine(connection, self._settings, read_only=True).empty:
+                    connection.close()
+                    return None
+                connection.rollback()
+                self._binding = bind(connection, self._settings, create=False, read_only=True)
+            begin_read(connection)
+        except BaseException:
+            connection.close()
+            raise
+        if len(self._bodies) > _MAX_BODIES:
+            self._bodies.clear()
+        return connection, self._binding, self._bodies
+
+
+class _Session:
+    """`with`: a :class:`_Reading` in a transaction that sees one state of the database, or `None` if there is none."""
+
+    def __init__(self, opened: Callable[[], tuple[Connection, Binding, dict[str, dict[str, Any]]] | None]) -> None:
+        self._opened = opened
+        self._connection: Connection | None = None
+
+    def __enter__(self) -> _Reading | None:
+        found = self._opened()
+        if found is None:
+            return None
+        self._connection = found[0]
+        return _Reading(*found)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._connection is not None:
+            try:
+                self._connection.rollback()
+            finally:
+                self._connection.close()
+
+
+class _Reading:
+    """One question's reading."""
+
+    def __init__(self, connection: Connection, binding: Binding, bodies: dict[str, dict[str, Any]]) -> None:
+        self._connection = connection
+        self.binding = binding
+        self._bodies = bodies
+        self._mark = mark(binding.dialect)
+        events = binding.tables["execution_events"]
+        self._events = events.qualified
+        json_columns = {"inputs", "outputs", "meta"}
+        text = "" if binding.dialect == SQLITE else "::text"
+        self._names = [name for name in _COLUMNS if name in events.columns]
+        self._select = ", ".join(f'"{name}"{text if name in json_columns else ""}' for name in self._names)
+
+    # -- rows to spans -----------------------------------------------------------------------------------------------
+
+    def _row(self, values: Sequence[Any]) -> dict[str, Any]:
+        row = dict(zip(self._names, values, strict=True))
+        for name in ("inputs", "outputs", "meta"):
+            row[name] = _parsed(row.get(name))
+        return row
+
+    def _spans(self, row: dict[str, Any]) -> list[Span]:
+        try:
+            spans = rebuild.unpack(row, self._resolve if self.binding.owned else None)
+        except (LookupError, TypeError, ValueError) as error:
+            _LOG.warning("event %s has a meta.otel nobody here wrote: %s", row.get("id"), type(error).__name__)
+            return []
+        return presented(spans, row)
+
+    def _resolve(self, key: str) -> dict[str, Any]:
+        found = self._bodies.get(key)
+        if found is None:
+            table = qualified("otel_cmb_resources", self.binding.schema)
+            values = self._connection.exec_driver_sql(
+                f"SELECT body FROM {table} WHERE id = {self._mark}", (key,)).fetchone()
+            if values is None:
+                raise KeyError(key)
+            found = self._bodies[key] = orjson.loads(values[0])
+        return found
+
+    def traces(self, trace_ids: Sequence[str]) -> Iterator[list[Span]]:
+        for start in range(0, len(trace_ids), _CHUNK):
+            chunk = trace_ids[start : start + _CHUNK]
+            where = " OR ".join([f"id BETWEEN {self._mark} AND {self._mark}"] * len(chunk))
+            values = tuple(bound for trace_id in chunk for bound in trace_id_range(trace_id))
+            found: dict[str, list[Span]] = {trace_id: [] for trace_id in chunk}
+            for row in self._connection.exec_driver_sql(
+                f"SELECT {self._select} FROM {self._events} WHERE {where}", values
+            ):
+                for span in self._spans(self._row(row)):
+                    if span.trace_id in found:
+                        found[span.trace_id].append(span)
+            for spans in found.values():
+                if spans:
+                    spans.sort(key=lambda span: (span.start_ns, span.span_id))
+                    yield spans
+
+    # -- search ------------------------------------------------------------------------------------------------------
+
+    def find(self, query: TraceQuery) -> Iterator[list[Span]]:
+        deadline = time.monotonic() + _DEADLINE_S
+        found = looked_at = 0
+        for chunk in _chunks(self._candidates(query), query.limit):
+            for spans in self.traces(chunk):
+                looked_at += 1
+                if any(matches(span, query) for span in spans):
+                    yield spans
+                    found += 1
+                    if found >= query.limit:
+                        return
+            if looked_at - found >= _MAX_LOOKED_AT or time.monotonic() > deadline:
+                return
+
+    def _candidates(self, query: TraceQuery) -> Iterator[str]:
+        """Ids of traces that may match, newest first, each once."""
+        seen: set[str] = set()
+        source = self._indexed(query, tags_wanted(query)) if self.binding.owned else self._scanned(query)
+        for trace_id in source:
+            if trace_id not in seen:
+                seen.add(trace_id)
+                yield trace_id
+
+    def _indexed(
+        self, query: TraceQuery, tags: Sequence[bytes], extra: str = "", bound: Sequence[Any] = (),
+    ) -> Iterator[str]:
+        one = self._mark
+        where = [f"key_ns <= {one}"]
+        values: list[Any] = [_top(query.start_max_ns, SPREAD_NS)]
+        if query.start_min_ns is not None:
+            where += [f"key_ns >= {one}", f"last_ns >= {one}"]
+            values += [max(query.start_min_ns - SPREAD_NS, 0), query.start_min_ns]
+        if query.start_max_ns is not None:
+            where.append(f"first_ns <= {one}")
+            values.append(_top(query.start_max_ns, 0))
+        if query.duration_min_ns:
+            where.append(f"longest_ns >= {one}")
+            values.append(_top(query.duration_min_ns, 0))
+        if query.duration_max_ns:
+            where.append(f"shortest_ns <= {one}")
+            values.append(_top(query.duration_max_ns, 0))
+        where += [self._holds()] * len(tags)
+        values += tags
+        if extra:
+            where.append(extra)
+            values += bound
+        table = qualified("otel_cmb_search", self.binding.schema)
+        sql = f"SELECT key_ns, part, trace_id FROM {table} WHERE {' AND '.join(where)}"
+        page = max(2 * query.limit, 50)
+        after = ""
+        tail: tuple[Any, ...] = ()
+        while True:
+            rows = self._connection.exec_driver_sql(
+                f"{sql}{after} ORDER BY key_ns DESC, part DESC LIMIT {page}", (*values, *tail)).fetchall()
+            for row in rows:
+                yield row[2]
+            if len(rows) < page:
+                return
+            after = f" AND (key_ns < {one} OR (key_ns = {one} AND part < {one}))"
+            tail = (rows[-1][0], rows[-1][0], rows[-1][1])
+            values[0] = rows[-1][0]
+            page = min(page * 2, 1000)
+
+    def _holds(self) -> str:
+        if self.binding.dialect == SQLITE:
+            return f"instr(tags, {self._mark}) > 0"
+        return f"position({self._mark} in tags) > 0"
+
+    def _scanned(self, query: TraceQuery) -> Iterator[str]:
+        for row in self._recent(query.start_min_ns, query.start_max_ns):
+            for span in self._spans(row):
+                if matches(span, query):
+                    yield span.trace_id
+
+    def _recent(self, start_ns: int | None, end_ns: int | None) -> Iterator[dict[str, Any]]:
+        """Events of a time range, newest first, up to a bound."""
+        columns = self.binding.tables["execution_events"].columns
+        name = "started_at" if "started_at" in columns else "timestamp"
+        where = ["meta IS NOT NULL"]
+        values: list[Any] = []
+        for bound, sign in ((start_ns, ">="), (end_ns, "<=")):
+            if bound is not None:
+                where.append(f'"{name}" {sign} {self._mark}')
+                values.append(timestamp(self.binding.dialect, columns[name].kind, _top(bound, 0) // 1000 * 1000))
+        sql = (f'SELECT {self._select} FROM {self._events} WHERE {" AND ".join(where)} ORDER BY "{name}" DESC '
+               f"LIMIT {_MAX_SCANNED}")
+        deadline = time.monotonic() + _DEADLINE_S
+        for row in self._connection.exec_driver_sql(
+            sql, tuple(values), execution_options={"stream_results": True, "max_row_buffer": 200}
+        ):
+            yield self._row(row)
+            if time.monotonic() > deadline:
+                return
+
+    def operations(self, service: str = "") -> Iterator[tuple[str, str, int]]:
+        """Service, name and kind of the spans there are."""
+        if not self.binding.owned:
+            for row in self._recent(None, None):
+                yield from ((service_of(span), span.name, span.kind) for span in self._spans(row))
+            return
+        table = qualified("otel_cmb_operations", self.binding.schema)
+        where, values = (f" WHERE service = {self._mark}", (service,)) if service else ("", ())
+        yield from (tuple(row) for row in self._connection.exec_driver_sql(
+            f"SELECT service, name, kind FROM {table}{where}", values))
+
+    def crossing(self, start_ns: int, end_ns: int) -> Iterator[list[Span]]:
+        """Traces with spans of more than one service."""
+        query = TraceQuery(start_min_ns=start_ns, start_max_ns=end_ns, limit=_MAX_DEPENDENCY_TRACES)
+        if not self.binding.owned:
+            yield from self.find(query)
+            return
+        services = sorted({service for service, _, _ in self.operations()})
+        if len(services) < 2:
+            return
+        extra, bound = "", []
+        if len(services) <= 50:  # beyond that the sum costs more than it saves
+            extra = "(" + " + ".join([f"CASE WHEN {self._holds()} THEN 1 ELSE 0 END"] * len(services)) + ") > 1"
+            bound = [tag(SERVICE, service) for service in services]
+        deadline = time.monotonic() + _DEADLINE_S
+        ids = dict.fromkeys(self._indexed(query, (), extra, bound))
+        for chunk in _chunks(iter(list(ids)[:_MAX_DEPENDENCY_TRACES]), _CHUNK):
+            yield from self.traces(chunk)
+            if time.monotonic() > deadline:
+                return
+
+
+def _parsed(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, str):
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            try:
+                value = json.loads(value)  # the application's own rows may hold NaN
+            except ValueError:
+                return None
+    return value if isinstance(value, dict) else None
+
+
+def _top(value: int | None, slack: int) -> int:
+    """Within 64 bits, whatever a client asks for."""
+    limit = 2**63 - 1
+    return limit if value is None else max(min(value + slack, limit), 0)
+
+
+def _chunks(ids: Iterator[str], limit: int) -> Iterator[list[str]]:
+    """As many as are still wanted at first, then more at a time."""
+    size = max(min(limit, _CHUNK), 1)
+    chunk: list[str] = []
+    for trace_id in ids:
+        chunk.append(trace_id)
+        if len(chunk) >= size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
