@@ -207,6 +207,18 @@ def test_an_override_that_calls_its_base_answers_once(recorded):
     assert [outputs(span) for span in recorded.of("agent_call")] == [{"response": "HI"}] * 2
 
 
+def test_an_agent_that_asks_itself_answers_twice(recorded):
+    def reflect(recipient, messages=None, sender=None, config=None):
+        if messages[-1]["content"] == "again":
+            return True, "second"
+        return True, recipient.generate_reply(messages=[{"role": "user", "content": "again"}]) + " thought"
+
+    agent = ConversableAgent("agent", human_input_mode="NEVER")
+    agent.register_reply([ConversableAgent, None], reflect)
+    assert agent.generate_reply(messages=[{"role": "user", "content": "x"}]) == "second thought"
+    assert recorded.agents() == Counter(agent=2)
+
+
 def test_a_failing_model_fails_its_agent_and_reaches_the_program(recorded, tmp_path):
     from openai import InternalServerError
 

@@ -160,6 +160,26 @@ def test_the_person_outside_hands_over_to_nobody(recorded):
     assert recorded.messages() == [(author, "chat_manager") for author in ("user", "engineer", "writer", "engineer")]
 
 
+def test_overrides_that_call_their_bases_hand_over_and_send_once(recorded):
+    class Chat(GroupChat):
+        def select_speaker(self, last_speaker, selector):
+            return super().select_speaker(last_speaker, selector)
+
+    class Sender(ConversableAgent):
+        def _process_message_before_send(self, message, recipient, silent):
+            return super()._process_message_before_send(message, recipient, silent)
+
+        def initiate_chat(self, recipient, **kwargs):
+            return super().initiate_chat(recipient, **kwargs)
+
+    a, b = Sender("a", human_input_mode="NEVER", default_auto_reply="x"), agent("b")
+    chat = Chat([a, b], messages=[], max_round=3, speaker_selection_method="round_robin")
+    a.initiate_chat(GroupChatManager(chat), message="go")
+    assert recorded.handoffs() == [("a", "b"), ("b", "a")]
+    assert recorded.messages() == [("a", "chat_manager"), ("b", "chat_manager"), ("a", "chat_manager")]
+    assert len(recorded.of("info")) == 1
+
+
 def test_introductions_are_one_message(recorded):
     engineer, writer = agent("engineer", description="builds"), agent("writer", description="writes")
     chat = GroupChat([engineer, writer], messages=[], max_round=2, speaker_selection_method="round_robin",

@@ -49,9 +49,10 @@ class Managing(Doing[spans.AgentCall, Group]):
 
 
 def begin_agent(agent: Any, call: Call) -> Act | None:
-    act = ("agent", id(agent))
-    if innermost() == act:
-        return None
+    act = ("agent", id(agent), call.function)
+    around = innermost()
+    if around[:2] == act[:2] and around[2] is not call.function:
+        return None  # an override that calls its base; the same method again is an agent that asks itself
     messages, sender = call.get(0, "messages"), call.get(1, "sender")
     if messages is None and sender is not None:
         messages = getattr(agent, "_oai_messages", {}).get(sender)

@@ -27,6 +27,7 @@ __all__ = ["CHAT", "CHATS", "MESSAGE", "RESUME", "SELECT", "forget_nodes"]
 
 MANAGER = "GroupChatManager"
 QUIET_KEY = create_key("otel_cmb-ag2-quiet")
+SENDER_KEY = create_key("otel_cmb-ag2-sender")
 
 _lock = threading.Lock()
 _chats: dict[str | None, int] = {}
@@ -96,16 +97,28 @@ CHATS: Hook[Any] = Hook(begin_chats)
 
 # A message: _process_message_before_send(message, recipient, silent) -> message, once per send and a_send.
 
-class Sending:
+class Marked:
+    """A mark in the context, and no span."""
+
+    def __init__(self, key: str, value: object):
+        self._token: Token[Context] = attach(set_value(key, value))
+
+    def end(self, error: BaseException | None = None) -> None:  # noqa: ARG002 - the protocol of an act
+        context.detach(self._token)
+
+
+class Sending(Marked):
+    """The mark keeps an override that calls its base from sending twice."""
+
     def __init__(self, sender: Any, recipient: Any):
         self.sender, self.recipient = sender, recipient
-
-    def end(self, error: BaseException | None = None) -> None:
-        """Nothing is open."""
+        super().__init__(SENDER_KEY, id(sender))
 
 
 def begin_message(sender: Any, call: Call) -> Act | None:
-    return None if get_value(QUIET_KEY) else Sending(sender, call.get(1, "recipient"))
+    if get_value(QUIET_KEY) or get_value(SENDER_KEY) == id(sender):
+        return None
+    return Sending(sender, call.get(1, "recipient"))
 
 
 def finish_message(sending: Sending, message: Any) -> None:
@@ -132,15 +145,7 @@ MESSAGE: Hook[Any] = Hook(begin_message, finish_message)
 
 # GroupChatManager.resume loads old messages by sending them again: they are no messages now.
 
-class Quiet:
-    def __init__(self) -> None:
-        self._token: Token[Context] = attach(set_value(QUIET_KEY, True))
-
-    def end(self, error: BaseException | None = None) -> None:  # noqa: ARG002 - the protocol of an act
-        context.detach(self._token)
-
-
-RESUME: Hook[Any] = Hook(lambda _manager, _call: Quiet())
+RESUME: Hook[Any] = Hook(lambda _manager, _call: Marked(QUIET_KEY, True))
 
 
 # Who speaks next: GroupChat.select_speaker(last_speaker, selector) -> agent.
@@ -148,15 +153,16 @@ RESUME: Hook[Any] = Hook(lambda _manager, _call: Quiet())
 class Selecting:
     def __init__(self, chat: Any, group: Group, last_speaker: Any):
         self.chat, self.group, self.last_speaker = chat, group, last_speaker
+        group.selecting = True
 
-    def end(self, error: BaseException | None = None) -> None:
-        """Nothing is open."""
+    def end(self, error: BaseException | None = None) -> None:  # noqa: ARG002 - the protocol of an act
+        self.group.selecting = False
 
 
 def begin_select(chat: Any, call: Call) -> Act | None:
     found = group()
-    if found is None or innermost() == ("select", id(chat)):
-        return None
+    if found is None or found.selecting:
+        return None  # no manager's turn, or an override that calls its base
     return Selecting(chat, found, call.get(0, "last_speaker"))
 
 

@@ -68,10 +68,10 @@ class Doing(Generic[B, N]):
 
 
 class Call:
-    """The arguments of a call, by position or name: overriding methods and callers mix both."""
+    """The arguments of a call, by position or name (overriding methods and callers mix both), and what is called."""
 
-    def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]):
-        self.args, self.kwargs = args, kwargs
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]):
+        self.function, self.args, self.kwargs = function, args, kwargs
 
     def get(self, position: int, name: str, default: Any = None) -> Any:
         if name in self.kwargs:
@@ -164,7 +164,7 @@ class Patcher:
         if inspect.iscoroutinefunction(original):
             @functools.wraps(original)
             async def wrapper(self_: Any, /, *args: Any, **kwargs: Any) -> Any:
-                act = self._begin(hook, self_, args, kwargs)
+                act = self._begin(hook, self_, Call(original, args, kwargs))
                 if act is None:
                     return await original(self_, *args, **kwargs)
                 try:
@@ -177,7 +177,7 @@ class Patcher:
         else:
             @functools.wraps(original)
             def wrapper(self_: Any, /, *args: Any, **kwargs: Any) -> Any:
-                act = self._begin(hook, self_, args, kwargs)
+                act = self._begin(hook, self_, Call(original, args, kwargs))
                 if act is None:
                     return original(self_, *args, **kwargs)
                 try:
@@ -191,11 +191,11 @@ class Patcher:
         self._ours.add(wrapper)
         return wrapper
 
-    def _begin(self, hook: Hook[Any], owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Act | None:
+    def _begin(self, hook: Hook[Any], owner: Any, call: Call) -> Act | None:
         act: Act | None = None
         if self.active:
             with handle_internal_errors():
-                act = hook.begin(owner, Call(args, kwargs))
+                act = hook.begin(owner, call)
         return act
 
 

@@ -57,6 +57,7 @@ class Group:
         self.transfer: tuple[Any, str] | None = None
         """A transfer tool has run and the selection that follows it has not: the agent and the target's name."""
         self.introduced: set[str] = set()
+        self.selecting = False
 
 
 def group() -> Group | None:
