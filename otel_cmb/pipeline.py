@@ -18,26 +18,31 @@ import logging
 import os
 import queue
 import random
+import sqlite3
 import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, detach, set_value
 from opentelemetry.sdk.trace import ReadableSpan
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
 from otel_cmb import clock, rebuild
 from otel_cmb.accounting import Stats, Ticket, Totals
 from otel_cmb.config import Settings, safe_url
-from otel_cmb.errors import ConfigurationError, DatabaseUnavailableError, JournalError, SchemaError
+from otel_cmb.errors import ConfigurationError, DatabaseUnavailableError, DatabaseURLError, JournalError, SchemaError
 from otel_cmb.event import Span, Stamp, event_id
 from otel_cmb.faults import Fault, classify
 from otel_cmb.journal import (
-    Journal, Parked, Progress, Record, adoptable, database_directory, journals, read_only_summary,
+    Journal, JournalFullError, Parked, Progress, Record, adoptable, database_directory, journals, keep_for_ever,
+    read_only_summary,
 )
 from otel_cmb.binding import Binding
 from otel_cmb.capture import strip_content
@@ -45,8 +50,10 @@ from otel_cmb.otlp_clean import SpanContent
 from otel_cmb.redact import Redactor
 from otel_cmb.sanitize import clean_span
 from otel_cmb.sdk import span_from_sdk
+from otel_cmb.standby import Standby
+from otel_cmb.workflow import DIED
 from otel_cmb.store import (
-    COMMITTED, DEFERRED, NO_SPAN, MERGED, PARKED, UNSETTLED, Item, Outcome as Fate, Store,
+    COMMITTED, DEFERRED, ENDED, MERGED, NO_SPAN, PARKED, UNSETTLED, Item, Outcome as Fate, Store,
 )
 
 __all__ = ["Pipeline", "current_pipeline", "get_pipeline", "state_directory"]
@@ -79,13 +86,30 @@ class _Live:
 
 
 def state_directory(settings: Settings) -> str:
-    """Where the journals of these settings' database are kept."""
-    from otel_cmb.dialects import check_url
-
-    url = check_url(settings)
-    named = url.set(password=None, query={}).render_as_string(hide_password=False)
+    """Where the journals of these settings' database are kept. Raises :class:`DatabaseURLError` for a URL that names no
+    database; one that cannot be used at the moment has a journal all the same."""
+    url = _database(settings)
+    named = url.set(drivername=url.get_backend_name(), password=None, query={}).render_as_string(hide_password=False)
     digest = hashlib.blake2b(f"{named}|{settings.schema or ''}".encode(), digest_size=8).hexdigest()
     return database_directory(settings.state_dir, digest)
+
+
+def _database(settings: Settings) -> URL:
+    from otel_cmb.dialects import POSTGRESQL, SQLITE, check_url
+
+    try:
+        return check_url(settings)
+    except DatabaseURLError:  # no driver, no such directory, no right to write there: may be mended
+        try:
+            url = make_url(settings.database_url.strip())
+        except (ArgumentError, ValueError):
+            url = None
+        if url is not None and url.get_backend_name() == POSTGRESQL and url.database:
+            return url
+        path = url.database if url is not None and url.drivername == SQLITE and not url.host else None
+        if not path or path.startswith((":memory:", "file:")):
+            raise
+        return URL.create(SQLITE, database=os.path.abspath(os.path.expanduser(path)))
 
 
 class Pipeline:
@@ -105,6 +129,16 @@ class Pipeline:
         """The state of a process that has done nothing yet; also what a forked child begins with."""
         self.live.clear()
         self._directory: str | None = None
+        self._append_lock = threading.RLock()
+        self._appending = False
+        self._deferred: deque[list[bytes]] = deque()
+        self._arrived: deque[tuple[str, int]] = deque()
+        self._standby: Standby | None = None
+        self._moved_seq = 0
+        self._left: dict[str, dict[str, int]] = {}
+        self._stepping = False
+        self._shutdown_lock = threading.RLock()
+        self._last_error: BaseException | None = None
         self._journal: Journal | None = None
         self._adopted: list[Journal] = []
         self._store: Store | None = None
@@ -117,12 +151,14 @@ class Pipeline:
         self._settle = False
         self._stopping = False
         self._closed = False
-        self._progress = threading.Condition(threading.Lock())
+        self._progress = threading.Condition()
         self._done_seq = 0
         self._tickets: dict[int, Ticket] = {}
+        self._stamps_before_fork: dict[int, Stamp] = {}
+        self._held: list[Any] = []
         self._accepting = 0
         self._recent: dict[int, Fate] = {}
-        self._ticket_lock = threading.Lock()
+        self._ticket_lock = threading.RLock()
         self._opened: set[str] = set()
         self._things: list[tuple[str, str, bytes]] = []
         self._stats = Stats()
@@ -132,7 +168,6 @@ class Pipeline:
         self._said: dict[str, float] = {}
         self._automatic_open = False
         self._retry_asked: int | None = None
-        self._memory: list[bytes] = []
 
     # -- doors ---------------------------------------------------------------------------------------------------------
 
@@ -140,24 +175,34 @@ class Pipeline:
         """A span began: a row appears for it when it has run for a moment. Nothing is written here."""
         context = span.get_span_context()
         if context is not None:
-            self.live[context.span_id] = _Live(span, stamp, clock.monotonic())
+            self.live[context.trace_id << 64 | context.span_id] = _Live(span, stamp, clock.monotonic())
             self._nudge()
 
-    def stamp_of(self, span: ReadableSpan) -> Stamp | None:
-        """What was stamped on the span at its start, which no attribute limit can evict."""
-        context = span.get_span_context()
-        entry = self.live.get(context.span_id) if context is not None else None
-        return entry.stamp if entry is not None else None
+    def ended(self, span: ReadableSpan, otherwise: Callable[[], Stamp] = Stamp) -> None:
+        """A span ended: in the journal when this returns (or counted as lost, with the reason).
 
-    def ended(self, span: ReadableSpan, stamp: Stamp | None) -> None:
-        """A span ended: in the journal when this returns (or counted as lost, with the reason). Never raises."""
+        `otherwise` says run and session of a span whose start was not seen here.
+        """
         context = span.get_span_context()
         if context is None:
             return
-        entry = self.live.pop(context.span_id, None)
-        if entry is not None:
-            stamp = entry.stamp
-        self._take([self._prepared(span_from_sdk(span, stamp))])
+        key = context.trace_id << 64 | context.span_id
+        entry = self.live.pop(key, None)
+        stamp = entry.stamp if entry is not None else self._stamps_before_fork.pop(key, None)
+        self._arrived.append(("", 1))
+        try:
+            body = END + rebuild.encode(self._prepared(span_from_sdk(span, stamp if stamp is not None else otherwise())))
+            self._append([body])
+        except (JournalError, ConfigurationError) as error:
+            self._arrived.append(("journal", 1))
+            self._say("journal", "a span is lost: %s", error)
+        except BaseException:  # an attribute nobody can read, or Ctrl-C in the middle: it is not in the journal
+            self._arrived.append(("interrupted", 1))
+            raise
+        else:
+            self._nudge()
+        if len(self._arrived) > 1000:
+            self._fold()
 
     def accept(self, spans: Sequence[Span]) -> Ticket:
         """Journal ended spans and give a ticket for their fate.
@@ -170,20 +215,26 @@ class Pipeline:
         ticket = Ticket(len(spans))
         try:
             bodies = [END + rebuild.encode(self._prepared(span)) for span in spans]
-            last = self._append(bodies) if bodies else 0
+            self._arrived.append(("", len(spans)))
+            try:
+                last = self._append(bodies) if bodies else 0
+            except BaseException:
+                self._arrived.append(("", -len(spans)))
+                raise
         except BaseException:
             with self._ticket_lock:
                 self._accepting -= 1
             raise
         with self._ticket_lock:
-            self._stats.received += len(spans)
-            self._stats.pending += len(spans)
-            for seq in range(last - len(bodies) + 1, last + 1):
-                fate = self._recent.pop(seq, None)
-                if fate is not None:
-                    ticket.settle(fate.result, fate.reason)
-                else:
-                    self._tickets[seq] = ticket
+            if last:
+                for seq in range(last - len(bodies) + 1, last + 1):
+                    fate = self._recent.pop(seq, None)
+                    if fate is not None:
+                        ticket.settle(fate.result, fate.reason)
+                    else:
+                        self._tickets[seq] = ticket
+            else:  # called from within an append of this very thread: nobody can write while it waits
+                ticket.outage()
             self._accepting -= 1
             if not self._accepting:
                 self._recent.clear()
@@ -220,7 +271,8 @@ class Pipeline:
         if self._journal is not None:
             self.flush(self.settings.connect_timeout)  # a run this very process has just made
         try:
-            row = self._the_store().check_run(name)
+            with _uninstrumented():
+                row = self._the_store().check_run(name)
         except Exception as error:
             verdict = classify(error)
             if verdict.fault is Fault.OUTAGE:
@@ -232,7 +284,7 @@ class Pipeline:
 
     def connect(self) -> Binding:
         """What the database is. Raises the database's error, :class:`SchemaError` or :class:`ConfigurationError`."""
-        with self._store_lock:
+        with self._store_lock, _uninstrumented():
             return self._the_store().connect()
 
     def left_behind(self) -> dict[str, int]:
@@ -251,6 +303,8 @@ class Pipeline:
 
     def sync(self) -> None:
         """Return when everything accepted is on the disk. Raises :class:`JournalError`."""
+        if self._standby is not None and (self._standby.backlog() or self._standby.parked(limit=1)):
+            raise JournalError(f"the journal in {self._directory} cannot be written; spans wait in memory")
         if self._journal is not None:
             self._journal.sync()
 
@@ -259,20 +313,20 @@ class Pipeline:
 
         Spans that wait for their trace's root are settled now.
         """
-        if self._journal is None and not self._memory:
+        if self._journal is None and self._standby is None:
             return True
         deadline = clock.monotonic() + timeout
         target = self._journal.last_seq if self._journal is not None else 0
-        self._settle = self._urgent = True
+        in_memory = self._standby.last_seq if self._standby is not None else 0
         self._retry_at = 0.0
-        inline = not self._ensure_thread()
         while True:
-            if inline:
-                self._step()
-            else:
+            self._settle = self._urgent = True
+            if self._ensure_thread():
                 self._wake.put(None)
+            else:
+                self._step()
             with self._progress:
-                if self._reached(target):
+                if self._reached(target, in_memory):
                     return True
                 left = deadline - clock.monotonic()
                 if left <= 0:
@@ -282,41 +336,53 @@ class Pipeline:
     def stats(self) -> Stats:
         """The counts of this process, and what is parked, by reason."""
         with self._ticket_lock:
+            self._fold()
             stats = self._stats.copy()
-        if self._journal is not None and self._journal.opened:
-            parked = self._journal.parked_counts()
-            stats.parked = {reason: n for reason, n in parked.items() if reason != UNSETTLED}
-            stats.journal_bytes = self._journal.size
+        left = dict(self._left)
+        logs: list[Journal | Standby] = [log for log in (self._journal, self._standby) if log is not None]
+        for journal in list(self._adopted):
+            if left.pop(journal.path, None) is not None:
+                logs.append(journal)
+        stats.parked = {}
+        for counts in [*map(_parked_in, logs), *left.values()]:
+            for reason, n in counts.items():
+                if reason != UNSETTLED:
+                    stats.parked[reason] = stats.parked.get(reason, 0) + n
+        stats.journal_bytes = self._journal.size if self._journal is not None else 0
         stats.live = len(self.live)
         return stats
+
+    def any_parked(self, spans: Iterable[tuple[str, str]]) -> bool:
+        """Whether one of these spans (trace id, span id) is parked."""
+        wanted = list(spans)
+        logs: list[Journal | Standby] = [log for log in (self._journal, self._standby) if log is not None]
+        return any(log.any_parked(wanted) for log in logs)
 
     def shutdown(self, timeout: float | None = None) -> bool:
         """Write what can be written within `timeout` seconds, leave the rest in the journal, say what is left.
 
         Safe to call twice; a later `accept` opens the pipeline again.
         """
-        if self._closed or self._journal is None:
-            return True
-        limit = self.settings.shutdown_timeout if timeout is None else timeout
-        deadline = clock.monotonic() + limit
-        complete = self.flush(limit)
-        if self._automatic_open and self._automatic_pid == os.getpid():
-            self._automatic_open = False
-            self.accept_command({"do": "run_end", "id": self.automatic_run_id, "status": "completed",
-                                 "at": clock.now_ns()})
-            complete = self.flush(max(0.0, deadline - clock.monotonic())) and complete
-        self._closed = self._stopping = True
-        self._wake.put(None)
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(max(0.1, min(limit, 2.0)))
-        stats = self.stats()
-        if thread is None or not thread.is_alive():
-            self._close_journals()
-            if self._store is not None:
-                self._store.close()
-                self._store = None
-            self._reopenable(stats)
+        with self._shutdown_lock:
+            if self._closed or (self._journal is None and self._standby is None):
+                return True
+            limit = self.settings.shutdown_timeout if timeout is None else timeout
+            deadline = clock.monotonic() + limit
+            self._next_adoption = 0.0  # what forked children left
+            complete = self.flush(limit)
+            if self._automatic_pid == os.getpid() and not self.per_trace_runs and (self._automatic_open or not complete):
+                self._automatic_open = False
+                self.accept_command({"do": "run_end", "id": self.automatic_run_id, "status": "completed",
+                                     "at": clock.now_ns()})
+                complete = self.flush(max(0.0, deadline - clock.monotonic())) and complete
+            self._closed = self._stopping = True
+            self._wake.put(None)
+            thread = self._thread
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(max(0.1, deadline - clock.monotonic()))
+            if thread is None or not thread.is_alive():
+                self._close()
+            stats = self.stats()
         if stats.parked or stats.pending or stats.lost:
             _log.warning("otel-cmb: %s", stats.summary(safe_url(self.settings.database_url)))
         return complete
@@ -335,35 +401,69 @@ class Pipeline:
             strip_content(span, ("none",))  # nearly full: what happened is worth more than what was said
         return span
 
-    def _take(self, spans: Sequence[Span]) -> None:
-        with self._ticket_lock:
-            self._stats.received += len(spans)
-        try:
-            self._append([END + rebuild.encode(span) for span in spans])
-        except (JournalError, ConfigurationError) as error:
-            with self._ticket_lock:
-                self._stats.lose("journal", len(spans))
-            self._say("journal", "%d span(s) lost: %s", len(spans), error)
-        else:
-            with self._ticket_lock:
-                self._stats.pending += len(spans)
-            self._nudge()
+    def _append(self, bodies: list[bytes]) -> int:
+        """Number of the last record; 0 when called from within an append of this thread (a signal handler, the garbage
+        collector), which then writes these too. Raises :class:`JournalError` when they can be kept nowhere."""
+        with self._append_lock:
+            if self._appending:
+                self._deferred.append(bodies)
+                return 0
+            self._appending = True
+            try:
+                return self._keep(bodies)
+            finally:
+                self._appending = False
+                while self._deferred:
+                    self._append_deferred(self._deferred.popleft())
 
-    def _append(self, bodies: Sequence[bytes]) -> int:
+    def _append_deferred(self, bodies: list[bytes]) -> None:
+        try:
+            self._append(bodies)
+        except (JournalError, ConfigurationError) as error:
+            lost = sum(1 for body in bodies if body[:1] == END)
+            self._arrived.append(("journal", lost))
+            self._say("journal", "%d span(s) lost: %s", lost, error)
+
+    def _keep(self, bodies: list[bytes]) -> int:
+        """Into the journal; into memory where there is no journal to be had."""
         if self._journal is None:
-            with self._start_lock:
-                if self._journal is None:
-                    self._directory = state_directory(self.settings)
-                    self._journal = Journal(self._directory, max_bytes=self.settings.journal_max_bytes)
+            self._directory = self._directory or state_directory(self.settings)
+            own = self._automatic_pid == os.getpid() and not self.per_trace_runs
+            self._journal = Journal(
+                self._directory, max_bytes=self.settings.journal_max_bytes, run_id=self.automatic_run_id if own else "")
         self._closed = self._stopping = False
-        return self._journal.append(bodies)
+        try:
+            return self._journal.append(bodies)
+        except JournalFullError:
+            raise
+        except JournalError as error:
+            if self._standby is None:
+                self._standby = Standby()
+            last = self._standby.append(bodies)
+            self._say("standby", "%s. Until then spans go to the database from memory and do not survive the process", error)
+            return last
+
+    def _fold(self) -> None:
+        """Count what has arrived. Arrivals are noted in a deque, not in the counters, because an arrival may come in the
+        middle of another one (signal handlers, the garbage collector)."""
+        with self._ticket_lock:
+            while self._arrived:
+                reason, n = self._arrived.popleft()
+                if reason:
+                    self._stats.lose(reason, n)
+                    self._stats.pending -= n
+                else:
+                    self._stats.received += n
+                    self._stats.pending += n
 
     def _nudge(self) -> None:
         if not self._awake:
             self._awake = True
             self._wake.put(None)
-        if self._thread is None:
-            self._ensure_thread()
+        if self._thread is None and not self._ensure_thread() and not self._failures and self._append_lock.acquire(False):
+            self._append_lock.release()
+            if not self._appending:
+                self._guarded_step()  # at interpreter shutdown, when no thread can be had
 
     def _ensure_thread(self) -> bool:
         """The writer runs, or (at interpreter shutdown) cannot: then the caller writes."""
@@ -387,7 +487,7 @@ class Pipeline:
 
     def _loop(self) -> None:
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))  # an instrumented database driver must not trace us
-        while not self._stopping:
+        while True:
             with contextlib.suppress(queue.Empty):
                 self._wake.get(timeout=self._pause())
             while not self._wake.empty():
@@ -395,13 +495,21 @@ class Pipeline:
             if not self._urgent and not self._stopping:
                 time.sleep(LINGER)
             self._awake = self._urgent = False
-            try:
-                self._step()
-            except Exception:
+            if not self._stopping:
+                self._guarded_step()
+                continue
+            with self._start_lock:
+                if self._stopping:
+                    self._thread = None
+                    return
+
+    def _guarded_step(self) -> None:
+        try:
+            self._step()
+        except Exception:
+            self._back_off()
+            if self._may_say("writer"):
                 _log.exception("otel-cmb: the writer met an error of its own; the spans stay in the journal")
-                self._back_off()
-            if self._stopping:
-                break
 
     def _pause(self) -> float:
         if self._retry_at:
@@ -412,32 +520,73 @@ class Pipeline:
 
     def _step(self) -> None:
         """Write everything that can be written now."""
-        with self._store_lock:
-            now = clock.monotonic()
-            self._write_starts(now)
-            if self._retry_at and now < self._retry_at:
+        with self._store_lock, _uninstrumented():
+            if self._stepping:  # from within itself: a signal handler that flushes
                 return
-            if now >= self._next_adoption and self._directory is not None:
-                self._next_adoption = now + ADOPT_EVERY
-                self._adopt()
-            asked = self._asked_to_retry()
-            for journal in [*([self._journal] if self._journal is not None else []), *self._adopted]:
-                if not self._drain(journal) or not self._retry_parked(journal, everything=asked):
-                    return
-            self._finish_adopted()
-            if self._store is not None and not self._link_nodes():
-                return
-            self._settle = False
+            self._stepping = True
+            try:
+                self._write_all()
+            finally:
+                self._stepping = False
 
-    def _asked_to_retry(self) -> bool:
+    def _write_all(self) -> None:
+        now = clock.monotonic()
+        self._fold()
+        self._write_starts(now)
+        if self._retry_at and now < self._retry_at:
+            return
+        if now >= self._next_adoption and self._directory is not None:
+            self._next_adoption = now + ADOPT_EVERY
+            self._adopt()
+        asked = self._asked_to_retry()
+        for log in self._logs():
+            if not self._drain(log):
+                break
+            if isinstance(log, Journal) and log.adopted:
+                self._close_rows_of(log)
+            if not self._retry_parked(log, everything=asked is not None):
+                break
+        else:
+            self._retry_asked = asked or self._retry_asked
+            self._finish_adopted()
+            if self._store is None or self._link_late():
+                self._settle = False
+            return
+        if self._standby is not None:
+            self._rescue(self._standby)
+
+    def _logs(self) -> list[Journal | Standby]:
+        """What is to be written: memory first, it is the least safe."""
+        return [*(log for log in (self._standby, self._journal) if log is not None), *self._adopted]
+
+    def _rescue(self, standby: Standby) -> None:
+        """The database is away: what is in memory goes to the journal if that can be written by now."""
+        if not standby.backlog() or self._journal is None:
+            return
+        with self._append_lock:
+            records, parked = standby.take_all()
+            try:
+                last = self._journal.append([record.body for record in records])
+            except JournalError:
+                standby.restore(records, parked)
+                return
+            standby.restore([], parked)
+            self._moved_seq = last
+        with self._ticket_lock:
+            for n, record in enumerate(reversed(records)):
+                ticket = self._tickets.pop(record.seq, None)
+                if ticket is not None:
+                    self._tickets[last - n] = ticket
+
+    def _asked_to_retry(self) -> int | None:
+        """When somebody asked to try everything again, if that was not done yet."""
         if self._directory is None:
-            return False
+            return None
         try:
             touched = os.stat(os.path.join(self._directory, RETRY_SIGNAL_FILE)).st_mtime_ns
         except OSError:
-            return False
-        asked, self._retry_asked = self._retry_asked != touched, touched
-        return asked
+            return None
+        return touched if touched != self._retry_asked else None
 
     def _write_starts(self, now: float) -> None:
         """Journal the start of spans that have been running for a moment."""
@@ -466,17 +615,20 @@ class Pipeline:
             return False
         return True
 
-    def _drain(self, journal: Journal) -> bool:
+    def _drain(self, journal: Journal | Standby) -> bool:
         """Write the journal's log to its end; False when the database cannot take it now."""
-        while True:
-            records = journal.read(self.settings.batch_size)
-            if not records:
-                return True
-            if not self._write_records(journal, records):
+        done = False
+        try:
+            while records := journal.read(self.settings.batch_size):
+                if not self._write_records(journal, records):
+                    return False
+            done = True
+        finally:
+            if not done:  # also after an error: what was read and not noted must be read again
                 journal.rewind()
-                return False
+        return True
 
-    def _write_records(self, journal: Journal, records: Sequence[Record]) -> bool:
+    def _write_records(self, journal: Journal | Standby, records: Sequence[Record]) -> bool:
         items, starts, broken = self._decode(records)
         position = 0
         for upto, part in self._written(items, [record.seq for record in records]):
@@ -559,7 +711,7 @@ class Pipeline:
             yield upto, part
 
     def _note(
-        self, journal: Journal, records: Sequence[Record], items: Sequence[Item], starts: dict[int, bytes], broken: set[int],
+        self, journal: Journal | Standby, records: Sequence[Record], items: Sequence[Item], starts: dict[int, bytes], broken: set[int],
     ) -> None:
         """Move the journal on and count."""
         now = time.time()
@@ -567,7 +719,6 @@ class Pipeline:
         fates: list[tuple[int, Fate]] = []
         bodies = {record.seq: record.body for record in records}
         own = journal is self._journal
-        spans_done = 0
         for item in items:
             fate = item.outcome
             assert fate is not None
@@ -577,27 +728,24 @@ class Pipeline:
             if fate.result in (PARKED, DEFERRED):
                 progress.park.append(self._parked(item, fate, bodies[item.seq], now))
             if item.span is not None:
-                spans_done += 1
                 fates.append((item.seq, fate))
                 if fate.result not in (PARKED, DEFERRED):
                     progress.counts[fate.result] = progress.counts.get(fate.result, 0) + 1
-                self._note_end(progress, item.span, own)
-            elif item.command is not None and item.command["do"] == "run_end":
-                progress.closed.append(("run", item.command["id"]))
-        gaps = sum(record.gap for record in records)
-        undecoded = sum(1 for record in records if record.seq in broken)
-        if gaps or undecoded:
-            progress.counts["lost:journal_damaged"] = gaps + undecoded
-            self._say("damaged", "%d journal record(s) were damaged on the disk and are lost", gaps + undecoded)
+                    self._note_end(progress, item.span, own)
+            elif item.command is not None:
+                _note_command(progress, item.command, fate)
+        lost = sum(record.gap + (record.seq in broken) for record in records)
+        if lost:
+            progress.counts["lost:journal_damaged"] = lost
+            self._say("damaged", "%d journal record(s) were damaged on the disk and are lost", lost)
         if own:
             self._note_things(progress)
         journal.advance(progress)
-        if own:
-            self._count(fates, spans_done, gaps + undecoded, records)
+        self._count(journal, fates, lost, records)
 
     def _note_start(self, progress: Progress, item: Item, body: bytes) -> None:
         assert item.span is not None and item.outcome is not None
-        if item.outcome.result in (COMMITTED, MERGED):
+        if item.outcome.result in (COMMITTED, MERGED) and item.outcome.reason != ENDED:
             id_ = event_id(item.span.trace_id, item.span.span_id)
             self._opened.add(id_)
             progress.opened.append(("event", id_, body))
@@ -614,8 +762,6 @@ class Pipeline:
         store = self._store
         if store is not None and not self._automatic_open and store.made_run(self.automatic_run_id):
             self._automatic_open = True
-            if self._automatic_pid == os.getpid():
-                progress.opened.append(("run", self.automatic_run_id, b""))
 
     def _parked(self, item: Item, fate: Fate, body: bytes, now: float, before: Parked | None = None) -> Parked:
         deferred = fate.result == DEFERRED
@@ -635,9 +781,19 @@ class Pipeline:
             item.seq, fate.reason, body, fate.detail, fate.run_id, span.trace_id if span else None,
             span.span_id if span else None, name, since, attempts, due)
 
-    def _count(self, fates: Sequence[tuple[int, Fate]], spans: int, lost: int, records: Sequence[Record]) -> None:
+    def _count(
+        self, journal: Journal | Standby, fates: Sequence[tuple[int, Fate]], lost: int, records: Sequence[Record],
+    ) -> None:
+        if not self._is_ours(journal):
+            return
+        own = journal is self._journal
         with self._ticket_lock:
+            self._fold()
             for seq, fate in fates:
+                if own and seq <= self._done_seq:  # done again: its journal's state was lost
+                    if fate.result == COMMITTED:
+                        self._stats.count(fate.result, fate.reason)
+                    continue
                 self._stats.count(fate.result, fate.reason)
                 if fate.result != DEFERRED:
                     self._stats.pending -= 1
@@ -647,28 +803,37 @@ class Pipeline:
                 elif self._accepting:
                     self._recent[seq] = fate
             if lost:
+                lost = min(lost, self._stats.pending)
                 self._stats.lose("journal_damaged", lost)
-                self._stats.pending = max(0, self._stats.pending - lost)
-        del spans
+                self._stats.pending -= lost
         with self._progress:
-            if records:
+            if records and own:
                 self._done_seq = max(self._done_seq, records[-1].seq)
             self._progress.notify_all()
 
-    def _reached(self, target: int) -> bool:
-        if self._done_seq < target:
+    def _is_ours(self, journal: Journal | Standby) -> bool:
+        """Whether its spans are in our counts: our journal, our memory, or a journal we left at an earlier shutdown."""
+        return journal is self._journal or journal is self._standby or journal.path in self._left
+
+    def _reached(self, target: int, in_memory: int) -> bool:
+        if self._done_seq < max(target, self._moved_seq) or (self._standby is not None and self._standby.done_seq < in_memory):
             return False
-        journal = self._journal
-        return journal is None or not journal.opened or UNSETTLED not in journal.parked_counts()
+        logs: list[Journal | Standby] = [log for log in (self._journal, self._standby) if log is not None]
+        return not any(UNSETTLED in _parked_in(log) for log in logs)
 
     # -- parked --------------------------------------------------------------------------------------------------------
 
-    def _retry_parked(self, journal: Journal, *, everything: bool = False) -> bool:
+    def _retry_parked(self, journal: Journal | Standby, *, everything: bool = False) -> bool:
         """Try again what is due. False when the database cannot take it now."""
         now = time.time()
-        due = journal.parked() if everything else journal.parked(due_before=now)
-        if self._settle and not everything:
-            due += [parked for parked in journal.parked() if parked.reason == UNSETTLED and (parked.due or 0) > now]
+        try:
+            due = journal.parked() if everything else journal.parked(due_before=now)
+            if self._settle and not everything and UNSETTLED in journal.parked_counts():
+                known = {parked.seq for parked in due}
+                due += [one for one in journal.parked() if one.reason == UNSETTLED and one.seq not in known]
+        except sqlite3.OperationalError as error:  # its disk is full, or gone; the log goes on
+            self._say("state", "what is parked in %s cannot be read now: %s", journal.path, error)
+            return True
         for start in range(0, len(due), self.settings.batch_size):
             batch = due[start : start + self.settings.batch_size]
             by_seq = {parked.seq: parked for parked in batch}
@@ -683,32 +848,37 @@ class Pipeline:
                 self._note_parked(journal, part, by_seq, now)
         return True
 
-    def _note_parked(self, journal: Journal, items: Sequence[Item], parked: dict[int, Parked], now: float) -> None:
+    def _note_parked(
+        self, journal: Journal | Standby, items: Sequence[Item], parked: dict[int, Parked], now: float,
+    ) -> None:
         progress = Progress()
         own = journal is self._journal
-        with self._ticket_lock:
-            for item in items:
-                before, fate = parked[item.seq], item.outcome
-                assert fate is not None
-                if fate.result in (PARKED, DEFERRED):
-                    progress.park.append(self._parked(item, fate, before.body, now, before))
-                    continue
+        settled: list[Fate] = []
+        pending = 0
+        for item in items:
+            before, fate = parked[item.seq], item.outcome
+            assert fate is not None
+            if before.body[:1] == START:  # closes the row of a process that died; without a row there is nothing to close
                 progress.unpark.append(item.seq)
-                if item.span is not None:
-                    self._note_end(progress, item.span, own)
-                    progress.counts[fate.result] = progress.counts.get(fate.result, 0) + 1
-                    if own:
-                        self._stats.count(fate.result, fate.reason)
-                        if before.reason == UNSETTLED:
-                            self._stats.pending -= 1
-                elif item.command is not None and item.command["do"] == "run_end":
-                    progress.closed.append(("run", item.command["id"]))
-            if own:
-                for item in items:
-                    before, fate = parked[item.seq], item.outcome
-                    if fate is not None and item.span is not None and before.reason == UNSETTLED and fate.result == PARKED:
-                        self._stats.pending -= 1
+                continue
+            if fate.result in (PARKED, DEFERRED):
+                progress.park.append(self._parked(item, fate, before.body, now, before))
+                pending += item.span is not None and before.reason == UNSETTLED and fate.result == PARKED
+                continue
+            progress.unpark.append(item.seq)
+            if item.span is not None:
+                self._note_end(progress, item.span, own)
+                progress.counts[fate.result] = progress.counts.get(fate.result, 0) + 1
+                settled.append(fate)
+                pending += before.reason == UNSETTLED
+            elif item.command is not None:
+                _note_command(progress, item.command, fate)
         journal.advance(progress)
+        if self._is_ours(journal):
+            with self._ticket_lock:
+                for fate in settled:
+                    self._stats.count(fate.result, fate.reason)
+                self._stats.pending -= pending
         with self._progress:
             self._progress.notify_all()
 
@@ -717,21 +887,24 @@ class Pipeline:
 
         Raises what the database raises when it is away.
         """
-        with self._store_lock:
+        with self._store_lock, _uninstrumented():
             self._directory = self._directory or state_directory(self.settings)
             self._settle = True
             self._retry_at = 0.0
             self._adopt()
-            journals = [*([self._journal] if self._journal is not None else []), *self._adopted]
-            self._last_error: BaseException | None = None
-            for n, journal in enumerate(journals):
-                if not self._drain(journal) or not self._retry_parked(journal, everything=True):
+            logs = self._logs()
+            for n, log in enumerate(logs):
+                self._last_error = None
+                done = self._drain(log)
+                if done and isinstance(log, Journal) and log.adopted:
+                    self._close_rows_of(log)
+                if not done or not self._retry_parked(log, everything=True):
                     self._retry_at = 0.0
                     if self._last_error is not None:
                         raise self._last_error
                 if progress is not None:
-                    progress(n + 1, len(journals))
-            remaining = sum(sum(journal.parked_counts().values()) for journal in journals)
+                    progress(n + 1, len(logs))
+            remaining = sum(sum(_parked_in(log).values()) for log in logs)
             self._finish_adopted()
             self._settle = False
             return remaining
@@ -740,56 +913,98 @@ class Pipeline:
 
     def _adopt(self) -> None:
         assert self._directory is not None
-        for journal in adoptable(self._directory):
-            self._close_rows_of(journal)
-            self._adopted.append(journal)
+        self._adopted += adoptable(self._directory)
 
     def _close_rows_of(self, journal: Journal) -> None:
         """The process died: what it had open ends as failed, after what it had finished is written (a late end
         outranks the death, whichever comes first)."""
         bodies = []
-        for kind, identifier, body in journal.opened_things():
+        things = journal.opened_things()
+        runs = {identifier for kind, identifier, _ in things if kind == "run"}
+        if journal.run_id:  # its automatic run; one that was ended in time stays as it is
+            runs.add(journal.run_id)
+            journal.run_id = ""
+        for kind, _, body in things:
             if kind == "event":
                 with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):
                     span = rebuild.decode(body[1:])
                     span.died = True
-                    bodies.append((kind, identifier, START + rebuild.encode(span)))
-            elif kind == "run":
-                from otel_cmb.workflow import DIED
-
-                command = {"do": "run_end", "id": identifier, "status": "failed", "error": DIED, "at": clock.now_ns()}
-                bodies.append((kind, identifier, COMMAND + orjson.dumps(command)))
+                    bodies.append(START + rebuild.encode(span))
+        for run_id in sorted(runs):
+            command = {"do": "run_end", "id": run_id, "status": "failed", "error": DIED, "at": clock.now_ns()}
+            bodies.append(COMMAND + orjson.dumps(command))
         if bodies:
             now = time.time()
-            first = -1 - len(journal.parked(limit=1_000_000))
+            first = min((parked.seq for parked in journal.parked(limit=1)), default=0)
+            first = min(first, 0) - 1  # below all that are there
             journal.advance(Progress(
-                park=[Parked(first - n, "process_died", body, since=now, due=0.0) for n, (_, _, body) in enumerate(bodies)],
-                closed=[(kind, identifier) for kind, identifier, _ in bodies]))
+                park=[Parked(first - n, "process_died", body, since=now, due=0.0) for n, body in enumerate(bodies)],
+                closed=[(kind, identifier) for kind, identifier, _ in things]))
 
     def _finish_adopted(self) -> None:
         for journal in list(self._adopted):
             if journal.parked(limit=1) or journal.backlog():
                 continue
-            counts = journal.counts()
+            counts, path = journal.counts(), journal.path
+            self._adopted.remove(journal)
             if journal.close():
-                self._adopted.remove(journal)
+                self._left.pop(path, None)
                 if self._directory is not None:
                     Totals(self._directory).add(counts)
 
-    def _close_journals(self) -> None:
-        for journal in [*self._adopted, *([self._journal] if self._journal is not None else [])]:
-            counts = journal.counts() if journal.opened else {}
-            if journal.close() and counts and self._directory is not None:
-                Totals(self._directory).add(counts)
+    def _close(self) -> None:
+        """Give everything back; a later `accept` starts over with a new journal. The counts go on."""
+        with self._append_lock:
+            journal, self._journal = self._journal, None
+            standby, self._standby = self._standby, None
+        lost = self._give_up(standby, journal) if standby is not None else 0
+        totals = {"lost:journal": lost} if lost else {}
+        for one in [*self._adopted, *([journal] if journal is not None else [])]:
+            counts, path = (one.counts(), one.path) if one.opened else ({}, "")
+            parked = _parked_in(one) if one is journal or path in self._left else {}
+            if one.close():
+                self._left.pop(path, None)
+                for name, n in counts.items():
+                    totals[name] = totals.get(name, 0) + n
+            elif parked or one is journal:
+                self._left[path] = parked
+        if totals and self._directory is not None:
+            with contextlib.suppress(OSError, sqlite3.Error):
+                Totals(self._directory).add(totals)
         self._adopted = []
-
-    def _reopenable(self, stats: Stats) -> None:
-        """After a shutdown: a later `accept` starts over with a new journal; the counts go on."""
-        self._journal = None
-        self._done_seq = 0
-        self._stats = stats
-        self._thread = None
+        with self._ticket_lock:
+            for ticket in set(self._tickets.values()):
+                ticket.outage()
+            self._tickets.clear()
+            self._recent.clear()
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+        self._done_seq = self._moved_seq = 0
         self._opened.clear()
+
+    def _give_up(self, standby: Standby, journal: Journal | None) -> int:
+        """What is in memory at the end goes to the journal after all, or is lost: how many spans."""
+        records, parked = standby.take_all()
+        bodies = [record.body for record in records] + [one.body for one in parked]
+        spans = sum(body[:1] == END for body in bodies)
+        waiting = sum(record.body[:1] == END for record in records)
+        if not bodies:
+            return 0
+        try:
+            if journal is None:
+                raise JournalError("there is none")
+            journal.append(bodies)
+        except JournalError as error:
+            _log.error("otel-cmb: %d span(s) that waited in memory are lost: the journal cannot be written: %s", spans, error)
+            with self._ticket_lock:
+                self._fold()
+                self._stats.lose("journal", spans)
+                self._stats.pending -= waiting
+            return spans
+        with self._ticket_lock:
+            self._stats.pending += spans - waiting
+        return 0
 
     # -- trouble -------------------------------------------------------------------------------------------------------
 
@@ -822,10 +1037,10 @@ class Pipeline:
             self._stats.last_error = ""
         self._retry_at = 0.0
 
-    def _link_nodes(self) -> bool:
+    def _link_late(self) -> bool:
         assert self._store is not None
         try:
-            self._store.link_nodes()
+            self._store.link_late()
         except Exception as error:
             verdict = classify(error)
             self._failed(verdict.fault, verdict.reason, error)
@@ -841,22 +1056,69 @@ class Pipeline:
 
     def _say(self, key: str, message: str, *values: object) -> None:
         """Log, at most once a minute for each kind of trouble."""
-        now = clock.monotonic()
-        if now - self._said.get(key, -1e9) >= 60:
-            if len(self._said) > 1000:
-                self._said.clear()
-            self._said[key] = now
+        if self._may_say(key):
             _log.warning("otel-cmb: " + message, *values)
+
+    def _may_say(self, key: str) -> bool:
+        now = clock.monotonic()
+        if now - self._said.get(key, -1e9) < 60:
+            return False
+        if len(self._said) > 1000:
+            self._said.clear()
+        self._said[key] = now
+        return True
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
+    def hold_for_fork(self) -> None:
+        """Before a fork: our threads stand still where nothing is half done, if they come there soon. A child that got a
+        lock of SQLite's from a thread that is not there any more would wait for it for ever."""
+        locks = [(self._append_lock, 1.0), (self._store_lock, 0.25), (self._start_lock, 0.1), (self._ticket_lock, 1.0)]
+        self._held = [lock for lock, seconds in locks if lock.acquire(timeout=seconds)]
+
+    def release_after_fork(self) -> None:
+        """After a fork, in the parent."""
+        held, self._held = self._held, []
+        for lock in reversed(held):
+            lock.release()
+
     def after_fork_in_child(self) -> None:
-        """The files, connections and threads are the parent's: begin anew."""
+        """The files, connections and threads are the parent's: begin anew. Of the spans that are open in both processes
+        only their run and session are remembered; the parent shows them."""
+        stamps = {key: entry.stamp for key, entry in self.live.items()}
         for journal in [*([self._journal] if self._journal is not None else []), *self._adopted]:
             journal.forget()
         if self._store is not None:
-            self._store.abandon()
+            keep_for_ever(self._store.abandon())
         self._reset()
+        self._stamps_before_fork = stamps
+
+
+@contextlib.contextmanager
+def _uninstrumented() -> Iterator[None]:
+    """An instrumented database driver must not trace us: the spans would make work that makes spans."""
+    token = attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+    try:
+        yield
+    finally:
+        detach(token)
+
+
+def _parked_in(log: Journal | Standby) -> dict[str, int]:
+    if not log.opened:
+        return {}
+    try:
+        return log.parked_counts()
+    except sqlite3.OperationalError:
+        return {}
+
+
+def _note_command(progress: Progress, command: dict[str, Any], fate: Fate) -> None:
+    """A run that was begun is open until it is ended, whoever writes it."""
+    if command["do"] == "run_start" and fate.result == COMMITTED:
+        progress.opened.append(("run", command["id"], b""))
+    elif command["do"] == "run_end":
+        progress.closed.append(("run", command["id"]))
 
 
 _pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()
@@ -921,6 +1183,16 @@ def _register_exit() -> None:
         util.Finalize(None, _shut_down_all, exitpriority=10)
 
 
+def _before_fork() -> None:
+    for pipeline in list(_pipelines):
+        pipeline.hold_for_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for pipeline in list(_pipelines):
+        pipeline.release_after_fork()
+
+
 def _after_fork() -> None:
     global _by_key_lock  # noqa: PLW0603 - another thread may have held it
     _by_key_lock = threading.Lock()
@@ -929,4 +1201,4 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork)

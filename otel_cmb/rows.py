@@ -45,11 +45,13 @@ def json_text(value: Any) -> str:
 class Placement:
     """What the transaction decided for one event."""
 
-    __slots__ = ("node_id", "order", "parent_id", "session_id", "step_id")
+    __slots__ = ("depth", "node_id", "order", "parent_id", "session_id", "step_id")
 
-    def __init__(self, session_id: str, node_id: str | None, step_id: str | None, parent_id: str | None, order: int):
+    def __init__(
+        self, session_id: str, node_id: str | None, step_id: str | None, parent_id: str | None, order: int, depth: int,
+    ):
         self.session_id, self.node_id, self.step_id = session_id, node_id, step_id
-        self.parent_id, self.order = parent_id, order
+        self.parent_id, self.order, self.depth = parent_id, order, depth
 
 
 class EventRows:
@@ -84,7 +86,7 @@ class EventRows:
         return (*values[1:], values[0])
 
     def link_values(self, event: Event, place: Placement) -> tuple[Any, ...]:
-        return (place.parent_id, event.depth, place.order, event.id)
+        return (place.parent_id, place.depth, place.order, event.id)
 
     def _values(self, event: Event, place: Placement) -> tuple[Any, ...]:
         started, completed = event.started_ns, event.completed_ns
@@ -114,7 +116,7 @@ class EventRows:
             start_time, start_time, None if completed is None else self._time(completed),
             None if completed is None else min(max((completed - started) // 1_000_000, 0), _INT32),
             inputs, outputs, event.error_message, json_text(meta) if meta else None,
-            place.order, event.depth, event.status,
+            place.order, place.depth, event.status,
         )
         if self._all:
             return values

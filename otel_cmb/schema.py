@@ -257,6 +257,14 @@ history = Table(
     sqlite_with_rowid=False,
 )
 
+waiting = Table(
+    "otel_cmb_waiting", metadata,
+    Column("parent_id", String(36), nullable=False, comment="an event of another trace that has not come yet"),
+    Column("child_id", String(36), nullable=False),
+    PrimaryKeyConstraint("parent_id", "child_id"),
+    sqlite_with_rowid=False,
+)
+
 search = Table(
     "otel_cmb_search", metadata,
     Column("key_ns", BigInteger, nullable=False, comment="start of its first span; the others are close"),

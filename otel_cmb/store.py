@@ -26,6 +26,7 @@ from sqlalchemy import Connection, Engine
 from otel_cmb import clock, mapper, rebuild
 from otel_cmb.binding import Binding, bind
 from otel_cmb.bulk import insert_rows
+from otel_cmb.bulk import insert_rows
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.dialects import begin_write, in_list, insert_sql, list_param, lock_runs, make_engine, mark, qualified, update_sql
 from otel_cmb.errors import RunNotFoundError
@@ -409,13 +410,14 @@ class Store:
         stored_here = {event.id for change in changes for event in change.new}
         for change in changes:
             gone += [id_ for id_ in change.trace.orders if id_ not in change.after]
+            lift = self._lifted(change, parents)
             for event in change.after.values():
                 id_, held = event.id, change.trace.orders.get(event.id)
                 old = change.before.get(id_)
                 order = orders[id_]
                 if held is not None and order == held and old is not None and old == event:
                     continue
-                place = self._placement(connection, event, order, parents)
+                place = self._placement(connection, event, order, event.depth + lift.get(id_, 0), parents)
                 if held is None:
                     if not event.parent_known and place.parent_id in stored_here:
                         late.append(self._rows.link_values(event, place))
@@ -485,17 +487,19 @@ class Store:
             f"SELECT max(execution_order) FROM {self._events_table} WHERE run_id = {self._mark}", (run_id,)).scalar()
         return 1 if value is None else int(value) + 1
 
-    def _placement(self, connection: Connection, event: Event, order: int, parents: dict[str, str]) -> Placement:
+    def _placement(
+        self, connection: Connection, event: Event, order: int, depth: int, parents: dict[str, tuple[str, int]],
+    ) -> Placement:
         assert event.run_id is not None
         run = self._run_rows[event.run_id]
         node_id = self._node(connection, run, event) if event.node_id else None
         step_id = self._step(connection, run, event) if event.step_id else None
         parent_id = event.parent_event_id
         if parent_id is not None and not event.parent_known:
-            if parents.get(parent_id) != run.id:
+            if parents.get(parent_id, ("", 0))[0] != run.id:
                 self._waiting.setdefault(parent_id, set()).add(event.id)
                 parent_id = None
-        return Placement(run.session_id, node_id, step_id, parent_id, order)
+        return Placement(run.session_id, node_id, step_id, parent_id, order, depth)
 
     def _node(self, connection: Connection, run: RunRow, event: Event) -> str | None:
         assert self._binding is not None and event.node_id is not None
@@ -522,31 +526,77 @@ class Store:
             self._steps[key] = found
         return self._steps[key]
 
-    def _outside_parents(self, connection: Connection, changes: Sequence[_Change]) -> dict[str, str]:
-        """Events outside their trace that are named as parents and exist: id to run."""
+    def _outside_parents(self, connection: Connection, changes: Sequence[_Change]) -> dict[str, tuple[str, int]]:
+        """Events outside their trace that are named as parents and exist: id to run and depth."""
         wanted = {
             event.parent_event_id for change in changes for event in change.after.values()
             if event.parent_event_id is not None and not event.parent_known}
-        here = {event.id: event.run_id or "" for change in changes for event in change.after.values() if event.id in wanted}
+        here = {
+            event.id: (event.run_id or "", event.depth)
+            for change in changes for event in change.after.values() if event.id in wanted}
         missing = wanted - set(here)
         if missing:
             assert self._binding is not None
-            here.update(tuple(row) for row in connection.exec_driver_sql(
-                f"SELECT id, run_id FROM {self._events_table} WHERE {in_list(self._binding.dialect, 'id')}",
+            here.update((row[0], (row[1], row[2])) for row in connection.exec_driver_sql(
+                f"SELECT id, run_id, depth FROM {self._events_table} WHERE {in_list(self._binding.dialect, 'id')}",
                 (list_param(self._binding.dialect, missing),)))
         return here
 
+    @staticmethod
+    def _lifted(change: _Change, parents: dict[str, tuple[str, int]]) -> dict[str, int]:
+        """How much deeper than in their own trace events lie, because it hangs below an event of another."""
+        if not parents:
+            return {}
+        lift: dict[str, int] = {}
+        for id_, event in change.after.items():  # parents first
+            if event.parent_event_id is None:
+                continue
+            if event.parent_known:
+                above = lift.get(event.parent_event_id, 0)
+            else:
+                run_id, depth = parents.get(event.parent_event_id, ("", -1))
+                above = depth + 1 if run_id == event.run_id else 0
+            if above:
+                lift[id_] = above
+        return lift
+
     def _link_waiting(self, connection: Connection, changes: Sequence[_Change]) -> None:
-        """Children in other traces whose parent has come."""
-        for change in changes:
-            for event in change.new:
-                for child in self._waiting.pop(event.id, ()):
-                    connection.exec_driver_sql(
-                        f"UPDATE {self._events_table} SET parent_event_id = {self._mark}, depth = {self._mark} "
-                        f"WHERE id = {self._mark} AND run_id = {self._mark} AND parent_event_id IS NULL",
-                        (event.id, event.depth + 1, child, event.run_id))
-        while len(self._waiting) > 10_000:
-            self._waiting.pop(next(iter(self._waiting)))
+        """Link children in other traces whose parent has come; remember those whose parent has not.
+
+        An owned database remembers them in a table, so that the parent may come by another process; beside an attached one
+        this process does (:meth:`link_late`).
+        """
+        assert self._binding is not None
+        if not self._binding.owned:
+            while len(self._waiting) > 10_000:
+                self._waiting.pop(next(iter(self._waiting)))
+            return
+        table = qualified("otel_cmb_waiting", self._binding.schema)
+        if self._waiting:
+            _many(connection, insert_sql(
+                self._binding.dialect, table, ("parent_id", "child_id"), conflict=("parent_id", "child_id")),
+                sorted((parent, child) for parent, children in self._waiting.items() for child in children))
+            self._waiting.clear()
+        new = {event.id: event for change in changes for event in change.new}
+        if not new or connection.exec_driver_sql(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is None:
+            return
+        bound = (list_param(self._binding.dialect, new),)
+        where = in_list(self._binding.dialect, "parent_id")
+        for parent_id, child_id in connection.exec_driver_sql(
+                f"SELECT parent_id, child_id FROM {table} WHERE {where}", bound).fetchall():
+            self._link(connection, child_id, new[parent_id].id, new[parent_id].depth, new[parent_id].run_id)
+        connection.exec_driver_sql(f"DELETE FROM {table} WHERE {where}", bound)
+
+    def _link(self, connection: Connection, child: str, parent: str, depth: int, run_id: str | None) -> None:
+        linked = connection.exec_driver_sql(
+            f"UPDATE {self._events_table} SET parent_event_id = {self._mark} "
+            f"WHERE id = {self._mark} AND run_id = {self._mark} AND parent_event_id IS NULL", (parent, child, run_id))
+        if linked.rowcount:  # and all that lies below it lies deeper now
+            connection.exec_driver_sql(
+                f"UPDATE {self._events_table} SET depth = depth + {self._mark} WHERE id IN (WITH RECURSIVE below(id) AS ("
+                f"SELECT id FROM {self._events_table} WHERE id = {self._mark} UNION ALL "
+                f"SELECT e.id FROM {self._events_table} e JOIN below ON e.parent_event_id = below.id) SELECT id FROM below)",
+                (depth + 1, child))
 
     def _delete(self, connection: Connection, ids: Sequence[str]) -> None:
         """Rows that were merged into another, with their files and messages. Their children were linked anew."""
@@ -563,11 +613,26 @@ class Store:
 
     def _write_side(self, connection: Connection, rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
         assert self._binding is not None
+        held: dict[str, set[str]] = {}
         for table, values in rows:
             info = self._binding.tables.get(table)
             if info is None or not info.writable:
                 continue  # the event row says it all; `db check` says what is missing
-            self._workflow.insert(connection, table, values, conflict=("id",))
+            if values["event_id"] not in self._numbered(connection, table, rows, held):
+                self._workflow.insert(connection, table, values, conflict=("id",))
+
+    def _numbered(
+        self, connection: Connection, table: str, rows: Sequence[tuple[str, dict[str, Any]]], held: dict[str, set[str]]
+    ) -> set[str]:
+        """Events that have their rows already, in a table that the application numbers itself: there no id of ours
+        makes redelivery harmless."""
+        assert self._binding is not None
+        if table not in held:
+            info, ids = self._binding.tables[table], [row["event_id"] for name, row in rows if name == table]
+            held[table] = set() if info.columns["id"].kind == "text" else set(connection.exec_driver_sql(
+                f"SELECT event_id FROM {info.qualified} WHERE {in_list(self._binding.dialect, 'event_id')}",
+                (list_param(self._binding.dialect, ids),)).scalars())
+        return held[table]
 
     def _enrich(self, connection: Connection, changes: Sequence[_Change]) -> None:
         """Runs that did not know their agent or model learn them; a receiver's runs end with their trace's root."""
@@ -688,9 +753,10 @@ class Store:
             self.forget()
         return result
 
-    def link_nodes(self) -> int:
-        """Link events whose node was not there when they were written (attached databases); how many were linked."""
-        if not self._unlinked or self._engine is None or self._binding is None:
+    def link_late(self) -> int:
+        """In an attached database: link events whose node or parent (in another trace) was not there when they were
+        written; how many were linked."""
+        if not (self._unlinked or self._waiting) or self._engine is None or self._binding is None:
             return 0
         linked = 0
         with self._engine.connect() as connection:
@@ -702,6 +768,13 @@ class Store:
                         update_sql(self._binding.dialect, self._events_table, ("node_id",)), (found, id_))
                     del self._unlinked[id_]
                     linked += 1
+            if self._waiting:
+                for parent_id, depth, run_id in connection.exec_driver_sql(
+                        f"SELECT id, depth, run_id FROM {self._events_table} WHERE {in_list(self._binding.dialect, 'id')}",
+                        (list_param(self._binding.dialect, self._waiting),)).fetchall():
+                    for child in self._waiting.pop(parent_id, ()):
+                        self._link(connection, child, parent_id, depth, run_id)
+                        linked += 1
             connection.commit()
         while len(self._unlinked) > 10_000:
             self._unlinked.pop(next(iter(self._unlinked)))

@@ -38,6 +38,13 @@ def upgrade() -> None:
     )
     op.create_index("ix_otel_cmb_traces_start", "otel_cmb_traces", ["start_ns"])
     op.create_table(
+        "otel_cmb_waiting",
+        sa.Column("parent_id", sa.String(36), nullable=False, comment="an event of another trace that has not come yet"),
+        sa.Column("child_id", sa.String(36), nullable=False),
+        sa.PrimaryKeyConstraint("parent_id", "child_id"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "otel_cmb_search",
         sa.Column("key_ns", sa.BigInteger(), nullable=False, comment="start of its first span; the others are close"),
         sa.Column("part", sa.BigInteger(), nullable=False, comment="random"),
@@ -273,6 +280,7 @@ def downgrade() -> None:
     op.drop_table("sessions")
     op.drop_table("otel_cmb_operations")
     op.drop_table("otel_cmb_search")
+    op.drop_table("otel_cmb_waiting")
     op.drop_table("otel_cmb_traces")
     op.drop_table("otel_cmb_spans")
     op.drop_table("otel_cmb_resources")
