@@ -73,8 +73,12 @@ class Workflow:
         info = self._binding.tables[table]
         if not info.writable:
             raise SchemaError(f"table {table} cannot be written: {info.reason}; see `otel-cmb db check`")
-        row = {**self._binding.fill.get(table, {}), **values}
+        said = {name: value for name, value in values.items() if value is not None}
+        row = {**values, **self._binding.fill.get(table, {}), **said}
         columns = [name for name in row if name in info.columns]
+        if "id" in columns and info.columns["id"].kind != "text":  # the application numbers these rows itself
+            columns.remove("id")
+            conflict = ()
         connection.exec_driver_sql(
             insert_sql(self._dialect, info.qualified, columns, conflict=conflict),
             tuple(self.value(table, name, row[name]) for name in columns))

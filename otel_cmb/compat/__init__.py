@@ -1,0 +1,1 @@
+"""Drop-in classes: an application changes one import and keeps its calls."""

@@ -1,0 +1,434 @@
+"""`EventCaptureManager` as cmbagent has it, made of spans: change one import.
+
+    from otel_cmb.compat.cmbagent import EventCaptureManager, get_event_captor, set_event_captor
+
+Same constructor, methods and return values. What is different: the run is checked first (a missing one is a
+ValueError), the rows carry the run's session whatever the constructor was told, nothing is cut at 1000 characters, and
+the caller's session, engine and transaction are never used: rows go through the journal and otel-cmb's own connection,
+and are visible to the application's queries after `flush()`.
+
+The interface follows `cmbagent/execution/event_capture.py` (v1 of March 2026).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.trace import Status, StatusCode
+from sqlalchemy import URL
+
+from otel_cmb import clock, config, dialects
+from otel_cmb.context import EVENT_TYPE, NODE_ID, PARENT_EVENT_ID, RUN_ID, STEP_ID
+from otel_cmb.errors import ConfigurationError
+from otel_cmb.event import event_id as id_of
+from otel_cmb.payload import text_of, to_json
+from otel_cmb.pipeline import Pipeline, get_pipeline
+from otel_cmb.processor import CMBSpanProcessor
+from otel_cmb.setup import install_processor, otlp_processor
+
+__all__ = ["EventCaptureManager", "get_event_captor", "set_event_captor"]
+
+_log = logging.getLogger("otel_cmb")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SCOPE = "otel_cmb.compat.cmbagent"
+NO_RESPONSE = "no response was captured"
+
+_calls: dict[str, tuple[trace.Span, dict[str, Any]]] = {}
+"""Agent calls without a response yet, of all managers: any of them may get the response, on any thread."""
+_calls_lock = threading.Lock()
+
+
+class _Processor(CMBSpanProcessor):
+    """For a provider of our own: the process's `run()` and `node()` keep the pipeline they have."""
+
+    def __init__(self, pipeline: Pipeline):
+        self._pipeline = pipeline
+
+
+_providers: weakref.WeakKeyDictionary[Pipeline, TracerProvider] = weakref.WeakKeyDictionary()
+
+
+def _provider(pipeline: Pipeline) -> TracerProvider:
+    """The installed provider where it writes to the same database, so that its exporters (Jaeger) get these spans too;
+    otherwise one of our own, which no sampling setting thins out."""
+    installed = trace.get_tracer_provider()
+    for processor in getattr(installed, "_otel_cmb_processors", ()):
+        if isinstance(installed, TracerProvider) and processor.pipeline is pipeline:
+            return installed
+    with _calls_lock:
+        provider = _providers.get(pipeline)
+        if provider is None:
+            provider = TracerProvider(sampler=ALWAYS_ON, shutdown_on_exit=False)  # the pipeline ends with the process
+            install_processor(provider, _Processor(pipeline))
+            if (otlp := otlp_processor(None)) is not None:
+                provider.add_span_processor(otlp)
+            _providers[pipeline] = provider
+    return provider
+
+
+def _settings_of(session: Any) -> config.Settings:
+    """Settings for the database the application's session is bound to; only its address is taken from it."""
+    default = config.load()
+    if session is None:
+        return default
+    url: URL = session.get_bind().engine.url
+    backend, _, driver = url.drivername.partition("+")
+    if driver not in {"", "pysqlite", "psycopg", "psycopg2"}:
+        url = url.set(drivername=backend)  # an asynchronous driver: the same database by a plain one
+    found = config.load(database_url=url.render_as_string(hide_password=False))
+    try:
+        same = dialects.check_url(default) == dialects.check_url(found)
+    except ConfigurationError:
+        same = False
+    return default if same else found
+
+
+def _contained(method: F) -> F:
+    """An error of ours never reaches the application; under test it does."""
+
+    def contained(self: EventCaptureManager, *args: Any, **kwargs: Any) -> Any:
+        if not self.enabled:
+            return None
+        started = clock.monotonic()
+        try:
+            return method(self, *args, **kwargs)
+        except Exception:
+            if os.environ.get("OTEL_CMB_TESTING"):
+                raise
+            _log.exception("otel-cmb: %s failed; the program goes on, this event is missing", method.__name__)
+            return None
+        finally:
+            self.total_capture_time_ms += (clock.monotonic() - started) * 1000
+
+    contained.__name__, contained.__doc__ = method.__name__, method.__doc__
+    return contained  # type: ignore[return-value] # the same parameters, an error fewer
+
+
+class EventCaptureManager:
+    """Captures what agents do as events of one run.
+
+    Raises :class:`~otel_cmb.errors.RunNotFoundError` (a ValueError) when the run is not in the database,
+    :class:`~otel_cmb.errors.DatabaseUnavailableError` when it does not answer, ConfigurationError (a ValueError) for an
+    in-memory SQLite. With `enabled=False` nothing is checked and every capture returns None. The capture methods never
+    raise and never wait for the database; what they return is the id of the event's row.
+    """
+
+    def __init__(  # noqa: PLR0917 - the application's own signature
+        self, db_session: Any, run_id: str, session_id: str, enabled: bool = True, buffer_size: int = 50,
+        websocket: Any = None, emit_event_callback: Callable[..., Any] | None = None,
+    ):
+        self.db = db_session
+        self.run_id, self.session_id = run_id, session_id
+        self.enabled = enabled
+        self.buffer_size = buffer_size
+        """Accepted for the caller's sake: rows are written in batches of their own."""
+        self.websocket = websocket
+        self._emit_event_callback = emit_event_callback
+        self.current_node_id: str | None = None
+        self.current_step_id: str | None = None
+        self.total_events = 0
+        self.total_capture_time_ms = 0.0
+        self._stacks = threading.local()
+        self._lock = threading.Lock()
+        self._open: set[str] = set()
+        self._answered: set[str] = set()
+        """Calls on another thread's stack that have got their response here."""
+        self._emitting: set[asyncio.Task[Any]] = set()
+        self._pipeline: Pipeline | None = None
+        self._tracer: trace.Tracer = trace.NoOpTracer()
+        if enabled:
+            self._pipeline = get_pipeline(_settings_of(db_session))
+            self.run_id, self.session_id = self._pipeline.check_run(str(run_id))
+            self._tracer = _provider(self._pipeline).get_tracer(SCOPE)
+
+    # -- context -------------------------------------------------------------------------------------------------------
+
+    def set_context(self, node_id: str | None = None, step_id: str | None = None) -> None:
+        """What follows belongs to this node (by id or by name) and this step; an argument left out changes nothing."""
+        if node_id:
+            self.current_node_id = node_id
+        if step_id:
+            self.current_step_id = step_id
+
+    @property
+    def event_stack(self) -> list[str]:
+        """Ids of this thread's agent calls that wait for their response, outermost first."""
+        if not hasattr(self._stacks, "ids"):
+            self._stacks.ids = []
+        stack: list[str] = self._stacks.ids
+        return stack
+
+    @property
+    def execution_order(self) -> int:
+        """How many events this manager has captured; the rows' own numbers are given by the database's writer."""
+        return self.total_events
+
+    # -- captures ------------------------------------------------------------------------------------------------------
+
+    @_contained
+    def capture_agent_call(
+        self, agent_name: str, message: str, context: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> str | None:
+        """An agent is asked: a running row, completed by :meth:`capture_agent_response` with the id returned here."""
+        meta = _said(metadata)
+        span, identifier = self._start(
+            f"invoke_agent {agent_name}", "agent_call", agent_name, meta, status="running", subtype="start",
+            inputs={"message": message, "context": context or {}},
+        )
+        with _calls_lock:
+            _calls[identifier] = (span, meta)
+        self._open.add(identifier)
+        self.event_stack.append(identifier)
+        return identifier
+
+    @_contained
+    def capture_agent_response(
+        self, agent_name: str, response: str, event_id: str | None = None, metadata: dict[str, Any] | None = None
+    ) -> None:
+        """The agent has answered: completes the row `event_id`; without one, the answer is an event of its own."""
+        with _calls_lock:
+            span, meta = _calls.pop(event_id, (None, {})) if event_id else (None, {})
+        meta = {**meta, **_said(metadata)}
+        outputs = {"response": response}
+        if span is None:
+            if event_id:
+                _log.warning("otel-cmb: no call %s waits for a response; it becomes an event of its own", event_id)
+                meta["call_event_id"] = event_id
+            span, _ = self._start(f"invoke_agent {agent_name}", "agent_call", agent_name, meta, outputs=outputs)
+        else:
+            identifier = str(event_id)
+            self._open.discard(identifier)
+            if identifier in self.event_stack:
+                self.event_stack.remove(identifier)
+            else:
+                self._answered.add(identifier)
+            span.set_attributes({"cmb.outputs": to_json(outputs), **_meta(meta)})
+        span.end()
+
+    @_contained
+    def capture_tool_call(
+        self, agent_name: str, tool_name: str, arguments: dict[str, Any], result: Any = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> str | None:
+        """A tool was called."""
+        return self._instant(
+            f"execute_tool {tool_name}", "tool_call", agent_name, _said(metadata),
+            inputs={"tool_name": tool_name, "arguments": arguments},
+            outputs=None if result is None else {"result": result},
+        )
+
+    @_contained
+    def capture_code_execution(  # noqa: PLR0917 - the application's own signature
+        self, agent_name: str, code: str, language: str = "python", result: str | None = None,
+        exit_code: int | None = None, duration_ms: int | None = None, metadata: dict[str, Any] | None = None,
+    ) -> str | None:
+        """Code was executed; an exit code other than 0 is a failure."""
+        failure = None
+        if exit_code not in (None, 0):
+            lines = result.strip().splitlines() if isinstance(result, str) else []
+            failure = f"exit code {exit_code}: {lines[-1][:500]}" if lines else f"exit code {exit_code}"
+        meta = {**_said(metadata), "language": language, "code_length": len(code), **_said({"exit_code": exit_code})}
+        return self._instant(
+            f"execute_code {language}", "code_exec", agent_name, meta, inputs={"code": code},
+            outputs=None if result is None else {"result": result}, failure=failure, duration_ms=duration_ms or 0,
+        )
+
+    @_contained
+    def capture_file_generation(
+        self, agent_name: str, file_path: str, file_type: str, size_bytes: int | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> str | None:
+        """A file was written: an event and a row of `files`."""
+        meta = {**_said({"size_bytes": size_bytes}), **_said(metadata)}
+        return self._instant(
+            f"generate_file {file_path}", "file_gen", agent_name, meta,
+            inputs={"file_path": str(file_path), "file_type": file_type},
+        )
+
+    @_contained
+    def capture_handoff(
+        self, from_agent: str, to_agent: str, context: dict[str, Any] | None = None, reason: str | None = None
+    ) -> str | None:
+        """The work went from one agent to another."""
+        return self._instant(
+            f"handoff {from_agent} -> {to_agent}", "handoff", from_agent, _said({"reason": reason or None}),
+            inputs={"from_agent": from_agent, "to_agent": to_agent, "context": context or {}},
+        )
+
+    @_contained
+    def capture_message(
+        self, sender: str, recipient: str, content: str, tokens: int | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> str | None:
+        """A message went from one agent to another: an event and a row of `messages`."""
+        meta = {**_said({"tokens": tokens}), **_said(metadata)}
+        return self._instant(
+            f"message {sender} -> {recipient}", "agent_call", recipient, meta,
+            inputs={"sender": sender, "recipient": recipient, "content": content}, subtype="message",
+        )
+
+    @_contained
+    def capture_error(
+        self, agent_name: str, error_message: str, error_type: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> str | None:
+        """Something went wrong."""
+        meta = {**_said(metadata), **_said({"error_type": error_type})}
+        return self._instant(
+            f"error {error_type}" if error_type else "error", "error", agent_name, meta, failure=text_of(error_message)
+        )
+
+    # -- the rest of the interface -------------------------------------------------------------------------------------
+
+    def get_performance_stats(self) -> dict[str, Any]:
+        """What the application's status pages show. Times are milliseconds spent in the capture methods."""
+        events = self.total_events
+        return {
+            "total_events": events,
+            "total_capture_time_ms": self.total_capture_time_ms,
+            "avg_capture_time_ms": self.total_capture_time_ms / events if events else 0,
+            "enabled": self.enabled,
+            "current_node_id": self.current_node_id,
+            "current_step_id": self.current_step_id,
+            "execution_order": self.execution_order,
+        }
+
+    def flush(self) -> None:
+        """Return when the rows of everything captured are committed, or after `export_timeout` with a warning: they
+        are in the journal then and will be written when the database allows it."""
+        if self._pipeline is None:
+            return
+        timeout = self._pipeline.settings.export_timeout
+        if not self._pipeline.flush(timeout):
+            _log.warning(
+                "otel-cmb: after %.0f s the database still keeps us waiting (an open transaction of the application?); "
+                "the events are in the journal and will be written later", timeout)
+
+    def close(self) -> None:
+        """Flush and capture nothing more. Calls that never got a response end as failed."""
+        with _calls_lock:
+            left = [_calls.pop(identifier) for identifier in self._open if identifier in _calls]
+        self._open.clear()
+        for span, _ in left:
+            span.set_status(Status(StatusCode.ERROR, NO_RESPONSE))
+            span.end()
+        self.flush()
+        self.enabled = False
+
+    # -- spans ---------------------------------------------------------------------------------------------------------
+
+    def _start(
+        self, name: str, event_type: str, agent_name: str | None, meta: Mapping[str, Any], *, subtype: str = "complete",
+        status: str = "completed", inputs: Mapping[str, Any] | None = None, outputs: Mapping[str, Any] | None = None,
+        start_ns: int | None = None,
+    ) -> tuple[trace.Span, str]:
+        """A started span, the child of this thread's innermost open call, and the id of its row."""
+        attributes: dict[str, Any] = {
+            EVENT_TYPE: event_type, RUN_ID: self.run_id, **_said({NODE_ID: self.current_node_id}),
+            **_said({STEP_ID: self.current_step_id}), **_meta(meta),
+        }
+        if agent_name:
+            attributes["cmb.agent.name"] = text_of(agent_name)
+        if subtype == "message":
+            attributes["cmb.event.subtype"] = subtype
+        if inputs is not None:
+            attributes["cmb.inputs"] = to_json(inputs)
+        if outputs is not None:
+            attributes["cmb.outputs"] = to_json(outputs)
+        context = None
+        stack = self.event_stack
+        while stack and stack[-1] in self._answered:
+            self._answered.discard(stack.pop())
+        parent = stack[-1] if stack else None
+        if parent is not None:
+            call = _calls.get(parent)
+            if call is None:
+                attributes[PARENT_EVENT_ID] = parent
+            else:
+                context = trace.set_span_in_context(call[0])
+        span = self._tracer.start_span(name, context=context, attributes=attributes, start_time=start_ns)
+        ids = span.get_span_context()
+        identifier = id_of(f"{ids.trace_id:032x}", f"{ids.span_id:016x}")
+        with self._lock:
+            self.total_events += 1
+            order = self.total_events
+        self._emit(SimpleNamespace(
+            id=identifier, run_id=self.run_id, session_id=self.session_id, node_id=self.current_node_id,
+            step_id=self.current_step_id, parent_event_id=parent, event_type=event_type, event_subtype=subtype,
+            agent_name=agent_name, timestamp=datetime.now(timezone.utc), inputs=inputs, outputs=outputs,
+            meta=dict(meta), execution_order=order, depth=len(stack), status=status,
+        ))
+        return span, identifier
+
+    def _instant(
+        self, name: str, event_type: str, agent_name: str | None, meta: Mapping[str, Any], *,
+        failure: str | None = None, duration_ms: int = 0, **values: Any,
+    ) -> str:
+        """An event that is over when it is captured."""
+        now = clock.now_ns()
+        if failure is not None:
+            values["status"] = "failed"
+            values.setdefault("subtype", "error")
+        span, identifier = self._start(
+            name, event_type, agent_name, meta, start_ns=now - max(0, int(duration_ms)) * 1_000_000, **values
+        )
+        if failure is not None:
+            span.set_attribute("cmb.error.message", failure)
+            span.set_status(Status(StatusCode.ERROR, failure))
+        span.end(now)
+        return identifier
+
+    def _emit(self, event: SimpleNamespace) -> None:
+        """Call the application's asynchronous callback for its web page, where an event loop runs; as there, an error
+        of the callback is the page's loss only."""
+        if not self.websocket or self._emit_event_callback is None:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        task = loop.create_task(self._emit_event_callback(self.websocket, event, self.run_id))
+        self._emitting.add(task)
+        task.add_done_callback(self._emitted)
+
+    def _emitted(self, task: asyncio.Task[Any]) -> None:
+        self._emitting.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.debug("otel-cmb: emit_event_callback failed: %r", error)
+
+
+def _said(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What was said: a key with nothing to say is absent, for the application sums over these."""
+    return {str(key): value for key, value in (metadata or {}).items() if value is not None}
+
+
+def _meta(meta: Mapping[str, Any]) -> dict[str, str]:
+    return {"cmb.meta": to_json(meta)} if meta else {}
+
+
+_captor: contextvars.ContextVar[EventCaptureManager | None] = contextvars.ContextVar("otel_cmb_captor", default=None)
+
+
+def get_event_captor() -> EventCaptureManager | None:
+    """The manager of this context (`contextvars`): of this session or branch, not of the process."""
+    return _captor.get()
+
+
+def set_event_captor(captor: EventCaptureManager | None) -> None:
+    """Set it for this context; a thread gets it by `contextvars.copy_context().run`."""
+    _captor.set(captor)
