@@ -367,3 +367,22 @@ def test_rows_of_the_application_become_spans(cmb: CommandLine, tmp_path: Path) 
 def test_what_the_sdk_would_send_is_what_the_file_holds() -> None:
     data = FORMS["protobuf"]
     assert otlp.decode(ExportTraceServiceRequest.FromString(data)).spans == [*A, *B]
+
+
+def test_histories_that_are_stored_once_are_whole_again_in_an_export(cmb: CommandLine, tmp_path: Path) -> None:
+    messages = [{"role": "user", "parts": [{"type": "text", "content": "x" * 3_000}]}]
+    spans = []
+    for n in range(1, 6):
+        attributes = {"gen_ai.operation.name": "chat", "gen_ai.input.messages": json.dumps(messages)}
+        spans.append(make_span(n, attributes=attributes))
+        messages = [
+            *messages,
+            {"role": "assistant", "parts": []},
+            {"role": "user", "parts": [{"type": "text", "content": f"{n}"}]},
+        ]
+    (tmp_path / "a.jsonl").write_bytes(lines_of(spans))
+    assert cmb("import", "--new-run", "a.jsonl").returncode == 0
+    assert "earlier" in cmb.rows("SELECT inputs FROM execution_events ORDER BY execution_order DESC LIMIT 1")[0][0]
+    assert cmb("export", "latest", "--to", "out.json").returncode == 0
+    found = otlp.decode(json.loads((tmp_path / "out.json").read_bytes())).spans
+    assert sorted(found, key=repr) == sorted(spans, key=repr)

@@ -70,6 +70,7 @@ def export(
     The spans are those that came in, exactly; rows that the application wrote itself become spans too. An export to a
     receiver that breaks off says with which --after it goes on. Exit code 0: everything was taken.
     """
+    from otel_cmb import config
     from otel_cmb.reader import open_reader
     from otel_cmb.transfer import exporter
 
@@ -79,8 +80,9 @@ def export(
         if not equals:
             raise click.UsageError(f"--header {header!r}: expected KEY=VALUE")
         pairs.append((key.strip().lower(), value))
-    with open_reader(database_url, schema=schema) as reader:
-        report = exporter.export(reader, reader.resolve(run), target, headers=pairs, rate=rate, after=after)
+    settings = config.load(database_url=database_url, schema=schema)
+    with open_reader(settings.database_url, schema=settings.schema) as reader:
+        report = exporter.export(reader, reader.resolve(run), target, settings, headers=pairs, rate=rate, after=after)
     click.echo(report.as_json() if as_json else report.as_text(), err=target == "-")
     sys.exit(0 if report.complete else 1)
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from otel_cmb.config import Settings
 from otel_cmb.errors import CMBError, ConfigurationError
 from otel_cmb.event import Span
 from otel_cmb.otlp import json_from_spans, request_from_spans
@@ -59,8 +60,8 @@ class ExportReport:
 
 
 def export(
-    reader: Reader, run_id: str, target: str, *, headers: Sequence[tuple[str, str]] = (), rate: float = 5_000,
-    after: str | None = None,
+    reader: Reader, run_id: str, target: str, settings: Settings, *, headers: Sequence[tuple[str, str]] = (),
+    rate: float = 5_000, after: str | None = None,
 ) -> ExportReport:
     """Export a run. Returns when everything was written or answered.
 
@@ -69,17 +70,20 @@ def export(
     """
     report = ExportReport(run_id, target)
     if target.startswith(("otlp://", "otlps://")):
-        _send(reader, report, list(headers), rate, after)
+        with RunSpans(reader, run_id, settings) as source:
+            total = len(reader.lines(run_id, after=after))
+            _send(source, report, headers=list(headers), rate=rate, after=after, total=total)
     elif target == "-":
-        _write(reader, report, sys.stdout.buffer, lines=False)
+        with RunSpans(reader, run_id, settings) as source:
+            _write(source, report, sys.stdout.buffer, lines=False)
     elif target.endswith(".html"):
         from otel_cmb.ui.export import write_html
 
         report.spans = sum(1 for _ in reader.lines(run_id))
         write_html(reader, run_id, target)
     elif target.endswith(FORMS):
-        with _replacing(target) as file:
-            _write(reader, report, file, lines=".jsonl" in target[-9:])
+        with RunSpans(reader, run_id, settings) as source, _replacing(target) as file:
+            _write(source, report, file, lines=".jsonl" in target[-9:])
     else:
         forms = ", ".join((*FORMS, ".html"))
         raise ConfigurationError(f"--to {target}: expected otlp://HOST:PORT, otlps://..., - or a file named {forms}")
@@ -108,13 +112,13 @@ def _replacing(path: str) -> Iterator[IO[bytes]]:
             os.unlink(temporary)
 
 
-def _write(reader: Reader, report: ExportReport, file: IO[bytes], *, lines: bool) -> None:
+def _write(source: RunSpans, report: ExportReport, file: IO[bytes], *, lines: bool) -> None:
     """One OTLP/JSON document, or with `lines` one request per line; a page of the run is in memory at a time."""
     first = True
     if not lines:
         file.write(b'{"resourceSpans":[')
     with progress("export", None, unit="spans") as advance:
-        for _, spans in RunSpans(reader, report.run_id).pages():
+        for _, spans in source.pages():
             document = json_from_spans(spans)
             if lines:
                 file.write(orjson.dumps(document) + b"\n")
@@ -151,7 +155,7 @@ def _ended(span: Span) -> Span:
 
 
 def _send(
-    reader: Reader, report: ExportReport, headers: list[tuple[str, str]], rate: float, after: str | None
+    source: RunSpans, report: ExportReport, *, headers: list[tuple[str, str]], rate: float, after: str | None, total: int
 ) -> None:
     import grpc
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
@@ -169,11 +173,11 @@ def _send(
         grpc.secure_channel(f"{host}:{port}", grpc.ssl_channel_credentials(), options=options)
         if parts.scheme == "otlps" else grpc.insecure_channel(f"{host}:{port}", options=options)
     )
-    began, done, total = time.monotonic(), after, len(reader.lines(report.run_id, after=after))
+    began, done = time.monotonic(), after
     with channel, progress("export", total, unit="spans") as advance:
         stub: Any = TraceServiceStub(channel)  # type: ignore[no-untyped-call]
         call = stub.Export
-        for cursor, spans in RunSpans(reader, report.run_id).pages(after):
+        for cursor, spans in source.pages(after):
             for number, request in _batches([_ended(span) for span in spans]):
                 answer = _call(lambda request=request: call(request, timeout=CALL_SECONDS, metadata=headers), done)  # type: ignore[misc]
                 report.spans += number

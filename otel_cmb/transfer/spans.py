@@ -9,9 +9,12 @@ from datetime import datetime, timezone
 from typing import Any
 
 import orjson
-from sqlalchemy import column, select, table
+from sqlalchemy import Connection
 
+from otel_cmb.config import Settings
+from otel_cmb.dialects import begin_read, connect, make_engine, mark, qualified
 from otel_cmb.event import STATUS_ERROR, STATUS_UNSET, Resource, Scope, Span
+from otel_cmb.history import EARLIER, whole
 from otel_cmb.reader import Event, Reader
 from otel_cmb.rebuild import unpack
 
@@ -47,16 +50,37 @@ def _derived(event_id: str) -> bool:
 
 
 class RunSpans:
-    """Pages of a run's spans in execution order."""
+    """Pages of a run's spans in execution order. `with` it, or `close()` it."""
 
-    def __init__(self, reader: Reader, run_id: str) -> None:
+    def __init__(self, reader: Reader, run_id: str, settings: Settings) -> None:
         self._reader = reader
+        self._settings = settings
+        self._connection: Connection | None = None
         self._run = reader.run(run_id, totals=False)
         self._bodies: dict[str, dict[str, Any]] = {}
         self._ids: dict[str, tuple[str, str]] = {}
         """event id -> (trace id, span id), for the children of the application's rows"""
         self._resource = Resource({"service.name": "otel-cmb", "cmb.run.id": run_id})
         self._scope = Scope("otel_cmb.application")
+
+    def __enter__(self) -> RunSpans:  # noqa: PYI034 (Self comes with Python 3.11)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection.engine.dispose()
+            self._connection = None
+
+    def _own(self) -> Connection:
+        """A connection for what an owned database keeps beside its rows."""
+        if self._connection is None:
+            self._connection = connect(make_engine(self._settings, read_only=True))
+            begin_read(self._connection)
+        return self._connection
 
     def pages(self, after: str | None = None) -> Iterator[tuple[str, list[Span]]]:
         """(cursor, spans) of each page; the cursor given as `after` goes on behind the page."""
@@ -68,13 +92,13 @@ class RunSpans:
             yield after, [span for event in events for span in self._spans(event)]
 
     def _spans(self, event: Event) -> list[Span]:
-        spans = unpack(
-            {
-                "inputs": event.inputs, "outputs": event.outputs, "meta": event.meta,
-                "error_message": event.error_message, "run_id": event.run_id,
-            },
-            self._resolve,
-        )
+        row = {
+            "inputs": event.inputs, "outputs": event.outputs, "meta": event.meta,
+            "error_message": event.error_message, "run_id": event.run_id,
+        }
+        if any(isinstance(value, dict) and EARLIER in value for value in (event.inputs, event.outputs)):
+            whole(self._own(), row, self._settings.schema)
+        spans = unpack(row, self._resolve)
         if not spans and not _derived(event.id):
             spans = [self._made(event)]
         if spans:
@@ -84,13 +108,13 @@ class RunSpans:
     def _resolve(self, key: str) -> dict[str, Any]:
         """The body of a resource or scope, which an owned database stores once."""
         if key not in self._bodies:
-            source = self._reader._source
-            bodies = table("otel_cmb_resources", column("id"), column("body"), schema=source.schema[_RUNS].schema)
-            found = source.rows(select(bodies.c.body).where(bodies.c.id == key))
-            if not found:
+            connection = self._own()
+            table = qualified("otel_cmb_resources", self._settings.schema)
+            sql = f"SELECT body FROM {table} WHERE id = {mark(connection.dialect.name)}"
+            found = connection.exec_driver_sql(sql, (key,)).fetchone()
+            if found is None:
                 raise KeyError(key)
-            body = found[0]["body"]
-            self._bodies[key] = body if isinstance(body, dict) else orjson.loads(body)
+            self._bodies[key] = orjson.loads(found[0])
         return self._bodies[key]
 
     def _made(self, event: Event) -> Span:
@@ -116,6 +140,3 @@ class RunSpans:
             status_code=STATUS_ERROR if event.status == "failed" else STATUS_UNSET,
             status_message=event.error_message or "", attributes=attributes, resource=self._resource, scope=self._scope,
         )
-
-
-_RUNS = "workflow_runs"
