@@ -67,7 +67,7 @@ class CMBSpanExporter(SpanExporter):
             pipeline = self.pipeline
             timeout = pipeline.settings.export_timeout
             if self._processed:
-                stored = pipeline.flush(timeout) and not pipeline.stats().parked
+                stored = pipeline.flush(timeout) and not pipeline.any_parked(_ids(spans))
                 return SpanExportResult.SUCCESS if stored else SpanExportResult.FAILURE
             stamp = with_environment(Stamp())
             ticket = pipeline.accept([span_from_sdk(span, _copy(stamp)) for span in spans])
@@ -77,7 +77,14 @@ class CMBSpanExporter(SpanExporter):
                 self._problem = str(error)
                 _log.error("otel-cmb: %d span(s) not stored: %s", len(spans), error)  # noqa: TRY400 - the message says all
             return SpanExportResult.FAILURE
+        except Exception:
+            _log.exception("otel-cmb: %d span(s) not stored", len(spans))
+            return SpanExportResult.FAILURE
         return SpanExportResult.SUCCESS if outcome.stored else SpanExportResult.FAILURE
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its settings: the process it is unpickled in has a pipeline of its own."""
+        return _rebuilt, (CMBSpanExporter, self.keywords)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """True only if everything accepted before is committed or deliberately parked."""
@@ -92,6 +99,15 @@ class CMBSpanExporter(SpanExporter):
     def stats(self) -> Stats:
         """See :class:`otel_cmb.accounting.Stats`."""
         return self.pipeline.stats()
+
+
+def _rebuilt(kind: type[CMBSpanExporter], keywords: dict[str, Any]) -> CMBSpanExporter:
+    return kind(**keywords)
+
+
+def _ids(spans: Sequence[ReadableSpan]) -> list[tuple[str, str]]:
+    contexts = [context for span in spans if (context := span.get_span_context()) is not None]
+    return [(f"{context.trace_id:032x}", f"{context.span_id:016x}") for context in contexts]
 
 
 def _copy(stamp: Stamp) -> Stamp:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from typing import Any
 
 from opentelemetry import baggage
@@ -20,6 +21,7 @@ from otel_cmb.sdk import plain_dict
 __all__ = ["CMBSpanProcessor"]
 
 _log = logging.getLogger("otel_cmb")
+_containing = threading.local()
 _STAMPED = ((RUN_ID, "run_id"), (SESSION_ID, "session_id"), (NODE_ID, "node_id"), (STEP_ID, "step_id"))
 
 _KEYS = frozenset(key for key, _ in _STAMPED)
@@ -35,7 +37,8 @@ class CMBSpanProcessor(SpanProcessor):
     """
 
     def __init__(self, database_url: str | None = None, **settings: Any):
-        self._pipeline = get_pipeline(config.load(database_url=database_url, **settings))
+        self._keywords = {"database_url": database_url, **settings}
+        self._pipeline = get_pipeline(config.load(**self._keywords))
         use_pipeline(self._pipeline)
 
     @property
@@ -53,7 +56,7 @@ class CMBSpanProcessor(SpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         """The span is in the journal when this returns."""
         try:
-            self._pipeline.ended(span, None)
+            self._pipeline.ended(span, _unseen)
         except Exception:
             _contain("on_end")
 
@@ -68,6 +71,10 @@ class CMBSpanProcessor(SpanProcessor):
     def stats(self) -> Stats:
         """What was received, committed, merged, ignored, is pending, parked (by reason) or lost (by reason)."""
         return self._pipeline.stats()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its settings: the process it is unpickled in has a pipeline of its own."""
+        return _rebuilt, (type(self), self._keywords)
 
     @staticmethod
     def _stamp(span: Span, parent_context: Context | None) -> Stamp:
@@ -91,8 +98,23 @@ class CMBSpanProcessor(SpanProcessor):
         return with_environment(stamp)
 
 
+def _rebuilt(kind: type[CMBSpanProcessor], keywords: dict[str, Any]) -> CMBSpanProcessor:
+    return kind(**keywords)
+
+
+def _unseen() -> Stamp:
+    """Of a span whose start we did not see; what its context said is among its attributes."""
+    return with_environment(Stamp())
+
+
 def _contain(where: str) -> None:
     """An error of ours never reaches the program; under test it does."""
     if os.environ.get("OTEL_CMB_TESTING"):
         raise  # noqa: PLE0704 - called from an except clause
-    _log.exception("otel-cmb: %s failed; the program goes on, this span may be missing", where)
+    if getattr(_containing, "active", False):
+        return  # a logging handler that makes spans
+    _containing.active = True
+    try:
+        _log.exception("otel-cmb: %s failed; the program goes on, this span is counted as lost", where)
+    finally:
+        _containing.active = False

@@ -79,8 +79,10 @@ class Trace:
         return Admission(NEW, new_id)
 
     def join(self, content: Span, *, code_tools: Collection[str], record: str, capture: Collection[str]) -> bool:
-        """Give a known span attributes it lacks, from log records; False when the span is not known yet."""
+        """Give a span attributes it lacks, from log records; False when it has not ended yet: its end would replace it."""
         ids = self.by_span.get(content.span_id, ())
+        if any(self.facts[id_].span.end_ns is None and not self.facts[id_].span.died for id_ in ids):
+            return False
         for id_ in ids:
             span = self.facts[id_].span
             added = {key: value for key, value in content.attributes.items() if key not in span.attributes}
