@@ -11,15 +11,25 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from otel_cmb.assemble_around import (
-    TOOL_EXECUTORS, code_before, handoff_result, order_siblings, settle, target_of, told_by_parent, who, words_of_models,
+    TOOL_EXECUTORS,
+    code_before,
+    handoff_result,
+    order_siblings,
+    settle,
+    target_of,
+    told_by_parent,
+    who,
+    words_of_models,
 )
 from otel_cmb.assemble_errors import error_of
 from otel_cmb.assemble_payload import payload_of
+from otel_cmb.assemble_rows import add_rows, events_inside
 from otel_cmb.assemble_tree import Node, build, merge, sort_key, take
-from otel_cmb.event import Event, FileRow, MessageRow, derived_id, event_id
-from otel_cmb.mapper import HANDOFF_NAME, Facts, as_mapping, canonical, content_of, named
-from otel_cmb.messages import as_json
-from otel_cmb.vocabulary.base import AGENT, APPROVAL, CODE, CONTAINER, ERROR, FILE, HANDOFF, LLM, SPEAKER, TOOL
+from otel_cmb.event import Event, event_id
+from otel_cmb.mapper import Facts, placed
+from otel_cmb.mapper_results import as_mapping, canonical
+from otel_cmb.mapper_tools import HANDOFF_NAME
+from otel_cmb.vocabulary.base import AGENT, APPROVAL, CODE, CONTAINER, ERROR, HANDOFF, LLM, SPEAKER, TOOL
 
 __all__ = ["assemble"]
 
@@ -36,7 +46,8 @@ def assemble(facts: Iterable[Facts], *, record: str = "agents") -> list[Event]:
         settle(node)
         handoffs += node.kind == HANDOFF
     agents = {
-        canonical(name): name for name in sorted({node.best.agent for node in heads if node.kind == AGENT and node.best.agent})
+        canonical(name): name
+        for name in sorted({node.best.agent for node in heads if node.kind == AGENT and node.best.agent})
     }
     if handoffs > 1:
         heads = _once(heads, agents)
@@ -52,7 +63,7 @@ def assemble(facts: Iterable[Facts], *, record: str = "agents") -> list[Event]:
             start = max(start, starts[id(node.up)])
         starts[id(node)] = start
         rows.append(((start, event.depth, event.started_ns, event.id), event))
-        for more in _derived(node, event):
+        for more in events_inside(node.best, node.kind, event):
             rows.append(((start, more.depth, more.started_ns, more.id), more))  # noqa: PERF401 - mostly none
     rows.sort(key=_row_key)
     return [event for _, event in rows]
@@ -63,8 +74,8 @@ def _row_key(row: tuple[tuple[int, int, int, str], Event]) -> tuple[int, int, in
 
 
 def _once(heads: list[Node], agents: dict[str, str]) -> list[Node]:
-    """Puts together the spans of one handoff: the tool that asks for it, the framework's span as it carries it out. What
-    hands over to the same agent again before any agent or model acts is the same handoff."""
+    """Puts together the spans of one handoff: the tool that asks for it, the framework's span as it carries it out.
+    What hands over to the same agent again before any agent or model acts is the same handoff."""
     last: Node | None = None
     target: str | None = None
     taken = False
@@ -98,11 +109,11 @@ def _count_spending(heads: list[Node]) -> None:
 def _event(node: Node, above: Event | None, agents: dict[str, str]) -> Event:
     facts, kind = node.best, node.kind
     span = node.facts.span
-    stamp = named(span)
+    node_id, step_id, named_parent = placed(span)
     subtype, status = _state(facts, kind, facts.failed or node.exit_code not in (None, 0))
     event = Event(
         facts.id, span.trace_id, span.span_id, kind, subtype, status, span.start_ns, span.end_ns,
-        span.stamp.run_id, stamp.node_id, stamp.step_id, who(node, above.agent_name if above is not None else None),
+        span.stamp.run_id, node_id, step_id, who(node, above.agent_name if above is not None else None),
         spans=[span, *(member.facts.span for member in node.members)] if node.members else [span],
     )  # fmt: skip
     if above is not None:
@@ -110,7 +121,7 @@ def _event(node: Node, above: Event | None, agents: dict[str, str]) -> Event:
         event.node_id = event.node_id or above.node_id
         event.step_id = event.step_id or above.step_id
     else:
-        _outside_parent(node, event, stamp.parent_event_id)
+        _outside_parent(node, event, named_parent)
     role = facts.found.get("agent_role")
     if isinstance(role, str) and role:
         event.agent_role = role
@@ -137,7 +148,7 @@ def _outside_parent(node: Node, event: Event, named_parent: str | None) -> None:
     walk: Node | None = node
     while walk is not None:
         span = walk.facts.span
-        parent = named_parent if walk is node else named(span).parent_event_id
+        parent = named_parent if walk is node else placed(span)[2]
         if parent is not None and parent != event.id:
             event.parent_event_id, event.parent_known = parent, False
             return
@@ -180,14 +191,19 @@ def _fill(node: Node, event: Event, agents: dict[str, str]) -> None:
     event.inputs = inputs if inputs and captured else None
     event.outputs = outputs or None
     if facts.explicit:
-        _rows(event, as_mapping(facts.found.get("cmb_inputs")))
+        add_rows(event, as_mapping(facts.found.get("cmb_inputs")))
 
 
 def _conversed(node: Node, inputs: dict[str, Any], outputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     asked, answered = words_of_models(node)
     if "message" not in inputs and asked is not None:
         inputs = {**inputs, "message": asked}
-    if "response" not in outputs and answered is not None and node.facts.span.end_ns is not None and not node.best.failed:
+    if (
+        "response" not in outputs
+        and answered is not None
+        and node.facts.span.end_ns is not None
+        and not node.best.failed
+    ):
         outputs = {**outputs, "response": answered}
     return inputs, outputs
 
@@ -259,88 +275,3 @@ def _code(node: Node) -> tuple[dict[str, Any], dict[str, Any]]:
     if isinstance(inputs.get("code"), str):
         meta["code_length"] = len(inputs["code"])
     return inputs, meta
-
-
-def _rows(event: Event, inputs: Mapping[str, Any]) -> None:
-    """The rows of `messages` and `files` that go with an event of our own vocabulary."""
-    if event.event_subtype == "message" and event.event_type == AGENT:
-        sender, recipient, content = (inputs.get(key) for key in ("sender", "recipient", "content"))
-        tokens = event.meta.get("tokens")
-        event.messages = [
-            MessageRow(
-                str(sender or event.agent_name or ""), str(recipient or ""),
-                content if isinstance(content, str) else "" if content is None else str(content),
-                tokens if isinstance(tokens, int) else None,
-            )
-        ]  # fmt: skip
-    elif event.event_type == FILE and isinstance(inputs.get("file_path"), str):
-        size = event.meta.get("size_bytes")
-        kind = inputs.get("file_type")
-        event.files = [
-            FileRow(
-                inputs["file_path"], kind if isinstance(kind, str) and kind else _suffix(inputs["file_path"]),
-                size if isinstance(size, int) and not isinstance(size, bool) else None,
-            )
-        ]  # fmt: skip
-
-
-def _suffix(path: str) -> str:
-    tail = path.rsplit("/", 1)[-1].rpartition(".")
-    return tail[2].lower() if tail[0] and tail[2] else "file"
-
-
-# Events that are found inside another
-
-
-def _derived(node: Node, event: Event) -> list[Event]:
-    """A handoff in the result of a tool that also does something else; a file that code was saved as before it ran."""
-    facts = node.best
-    if node.kind not in (TOOL, CODE) or facts.explicit or event.completed_ns is None:
-        return []
-    inputs: dict[str, Any]
-    if node.kind == TOOL:
-        target = _reply_target(facts)
-        if target is None:
-            return []
-        inputs = {"from_agent": event.agent_name, "to_agent": target} if event.agent_name else {"to_agent": target}
-        return [_inside(event, HANDOFF, inputs if facts.captures(HANDOFF) else None)]
-    code = event.inputs.get("code") if event.inputs is not None else None
-    path = _file_name(code) if isinstance(code, str) else None
-    if path is None:
-        return []
-    inputs = {"file_path": path, "file_type": _suffix(path)}
-    more = _inside(event, FILE, inputs if facts.captures(FILE) else None)
-    more.files = [FileRow(path, inputs["file_type"])]
-    return [more]
-
-
-def _inside(event: Event, kind: str, inputs: dict[str, Any] | None) -> Event:
-    return Event(
-        derived_id(event.trace_id, event.span_id, kind), event.trace_id, event.span_id, kind, "complete", "completed",
-        event.started_ns, event.completed_ns, event.run_id, event.node_id, event.step_id, event.agent_name,
-        inputs=inputs, parent_event_id=event.id, depth=event.depth + 1,
-    )  # fmt: skip
-
-
-def _reply_target(facts: Facts) -> str | None:
-    """The target in AG2 0.x's ReplyResult: `{"message": ..., "target": {"agent_name": ...}, ...}`."""
-    text = facts.found.get("tool_result", facts.found.get("output"))
-    if not isinstance(text, str) or '"target"' not in text:
-        return None
-    result = content_of(as_json(text))
-    target = result.get("target") if isinstance(result, Mapping) and "message" in result else None
-    name = target.get("agent_name") if isinstance(target, Mapping) else target
-    return name if isinstance(name, str) and name else None
-
-
-_FILE_MARKS = ("# filename:", "// filename:", "<!-- filename:", "/* filename:")
-
-
-def _file_name(code: str) -> str | None:
-    """AG2 saves a block whose first line is `# filename: plot.py` under that name."""
-    first = code.lstrip().partition("\n")[0].strip()
-    for mark in _FILE_MARKS:
-        if first.startswith(mark):
-            path = first[len(mark) :].removesuffix("-->").removesuffix("*/").strip()
-            return path if path and len(path) <= 1000 else None
-    return None

@@ -8,7 +8,9 @@ from typing import Any
 from otel_cmb.assemble_messages import gist, reply_of
 from otel_cmb.assemble_payload import payload_of
 from otel_cmb.assemble_tree import Node, ran_nothing, sort_key
-from otel_cmb.mapper import EXIT_REPLY, TRANSFER, Facts, as_mapping, canonical, content_of
+from otel_cmb.mapper import Facts
+from otel_cmb.mapper_results import EXIT_REPLY, as_mapping, canonical, content_of
+from otel_cmb.mapper_tools import TRANSFER
 from otel_cmb.messages import as_json, fenced_code
 from otel_cmb.vocabulary.base import AGENT, CODE, CONTAINER, HANDOFF, LLM, PLAIN, SPEAKER, TOOL
 
@@ -50,7 +52,11 @@ def _acts(node: Node) -> bool:
     if node.kind != CONTAINER:
         return node.kind == AGENT
     found = node.best.found
-    return "graph_node" in found or found.get("operation") == "execute_task" or "langgraph_node" in str(found.get("metadata"))
+    return (
+        "graph_node" in found
+        or found.get("operation") == "execute_task"
+        or "langgraph_node" in str(found.get("metadata"))
+    )
 
 
 def settle(node: Node) -> None:

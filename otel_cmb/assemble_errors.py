@@ -7,7 +7,8 @@ from typing import Any
 
 from otel_cmb.assemble_messages import reply_of
 from otel_cmb.assemble_payload import Columns, result_of, strip_exit
-from otel_cmb.mapper import Facts, content_of, error_result
+from otel_cmb.mapper import Facts
+from otel_cmb.mapper_results import content_of, error_result
 from otel_cmb.messages import as_json
 from otel_cmb.vocabulary.base import AGENT, CODE, ERROR, TOOL
 

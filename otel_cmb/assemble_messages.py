@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from otel_cmb.event import SpanEvent
-from otel_cmb.mapper import Facts, as_mapping
-from otel_cmb.messages import as_json, conversation, flattened
+from otel_cmb.mapper import Facts
+from otel_cmb.mapper_results import as_mapping
+from otel_cmb.messages import as_json, conversation
+from otel_cmb.messages_flat import flattened
 from otel_cmb.vocabulary.base import LLM
 
 __all__ = ["event_messages", "gist", "incoming", "outgoing", "pick", "reply_of"]
@@ -28,14 +30,18 @@ def event_messages(events: list[SpanEvent], outgoing: bool) -> list[dict[str, An
             body = as_json(attributes.get("message", attributes.get("body", attributes)))
             if isinstance(body, Mapping) and "content" in body and isinstance(body["content"], str):
                 body = {**body, "content": as_json(body["content"])} if body["content"][:1] == "[" else body
-            messages = conversation([{"role": role, **body}] if isinstance(body, Mapping) else [{"role": role, "content": body}])
+            messages = conversation(
+                [{"role": role, **body}] if isinstance(body, Mapping) else [{"role": role, "content": body}]
+            )
             found.extend(messages or ())
         elif event.name == "gen_ai.client.inference.operation.details":
             key = "gen_ai.output.messages" if outgoing else "gen_ai.input.messages"
             found.extend(conversation(attributes.get(key)) or ())
         elif event.name in ("gen_ai.content.completion" if outgoing else "gen_ai.content.prompt",):
             value = attributes.get("gen_ai.completion" if outgoing else "gen_ai.prompt")
-            found.extend(conversation(value) or ([{"role": "user", "content": value}] if isinstance(value, str) else ()))
+            found.extend(
+                conversation(value) or ([{"role": "user", "content": value}] if isinstance(value, str) else ())
+            )
     return found or None
 
 
@@ -80,6 +86,10 @@ def outgoing(facts: Facts) -> list[dict[str, Any]] | None:
         messages = event_messages(facts.span.events, outgoing=True)
     if messages is None and isinstance(found.get("messages_out"), str) and found["messages_out"]:
         messages = [{"role": "assistant", "content": found["messages_out"]}]
+    if "calls_out" in found:
+        calls = conversation([{"role": "assistant", "content": None, "tool_calls": as_json(found["calls_out"])}])
+        if calls and "tool_calls" in calls[0]:
+            messages = [{**(messages[-1] if messages else calls[0]), "tool_calls": calls[0]["tool_calls"]}]
     if messages is None and "output" in found:
         messages = conversation(found["output"], "assistant")
     return messages
@@ -94,7 +104,18 @@ def gist(message: Mapping[str, Any]) -> Any:
     return rest or content
 
 
-TASK_KEYS = ("message", "task", "input", "query", "question", "prompt", "user_message", "user_msg", "content", "description")
+TASK_KEYS = (
+    "message",
+    "task",
+    "input",
+    "query",
+    "question",
+    "prompt",
+    "user_message",
+    "user_msg",
+    "content",
+    "description",
+)
 ANSWER_KEYS = ("response", "raw", "output", "result", "answer", "content", "final_output")
 
 
@@ -120,7 +141,9 @@ def reply_of(facts: Facts) -> Any:
     if "cmb_outputs" in found:
         return as_mapping(found["cmb_outputs"]).get("response")
     value = as_json(found["output"]) if "output" in found and "messages_out" not in found else None
-    if isinstance(value, Mapping) and isinstance(value.get("raw"), str):  # CrewAI's result, which also holds all messages
+    if isinstance(value, Mapping) and isinstance(
+        value.get("raw"), str
+    ):  # CrewAI's result, which also holds all messages
         return value["raw"]
     messages = outgoing(facts)
     if messages:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from otel_cmb.assemble_messages import TASK_KEYS, event_messages, gist, incoming, outgoing, pick, reply_of
-from otel_cmb.mapper import EXIT_REPLY, Facts, as_mapping, content_of
+from otel_cmb.mapper import Facts
+from otel_cmb.mapper_results import EXIT_REPLY, as_mapping, content_of
 from otel_cmb.messages import as_json, conversation, python_literal
 from otel_cmb.vocabulary.base import AGENT, APPROVAL, CODE, CONTAINER, HANDOFF, LLM, TOOL
 
@@ -45,6 +46,7 @@ def payload_of(facts: Facts, kind: str) -> Payload:
         )  # fmt: skip
     return payload
 
+
 # Inputs
 
 
@@ -59,7 +61,9 @@ def _arguments(facts: Facts) -> Any:
             text = parsed["input_str"]
             return python_literal(text) if isinstance(text, str) else text
         if "sanitize_inputs_outputs" in parsed and "kwargs" in parsed:  # smolagents' Tool.__call__
-            return parsed["kwargs"] if not parsed.get("args") else {"args": parsed["args"], **as_mapping(parsed["kwargs"])}
+            return (
+                parsed["kwargs"] if not parsed.get("args") else {"args": parsed["args"], **as_mapping(parsed["kwargs"])}
+            )
         if parsed.keys() <= {"args", "kwargs"} and isinstance(parsed.get("kwargs"), Mapping) and not parsed.get("args"):
             return parsed["kwargs"]
         if parsed.keys() == {"name", "arguments"} and "tool_arguments" not in found:
@@ -239,8 +243,8 @@ _OTHER_TOKENS = (
 )  # fmt: skip
 
 _PLAIN_META = (
-    ("provider", "provider"), ("tool_call_id", "tool_call_id"), ("conversation_id", "conversation_id"), ("session_id", "session_id"),
-    ("thread_id", "thread_id"), ("user_id", "user_id"), ("agent_id", "agent_id"), ("workflow_name", "workflow"),
+    ("provider", "provider"), ("tool_call_id", "tool_call_id"), ("conversation_id", "conversation_id"),
+    ("session_id", "session_id"), ("thread_id", "thread_id"), ("user_id", "user_id"), ("agent_id", "agent_id"), ("workflow_name", "workflow"),
     ("turns", "turns"), ("task_name", "task"), ("sender", "sender"), ("recipient", "recipient"),
 )  # fmt: skip
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from otel_cmb.event import STATUS_ERROR, Span
-from otel_cmb.mapper import Facts, canonical, is_event, read
+from otel_cmb.mapper import Facts, is_event, read
+from otel_cmb.mapper_results import canonical
 from otel_cmb.vocabulary.base import AGENT, APPROVAL, CODE, CONTAINER, HANDOFF, LLM, PLAIN, TOOL
 
 __all__ = ["Node", "build", "merge", "ran_nothing", "sort_key", "take"]
@@ -60,9 +61,7 @@ def sort_key(node: Node) -> tuple[int, str]:
 def build(facts: Iterable[Facts], record_all: bool) -> list[Node]:
     """All nodes, parents before children and siblings by start, with `parent` and `children` set. A cycle of parents
     (hostile ids) is cut at its earliest span."""
-    nodes = [
-        Node(one, one.kind, is_event(one) or (record_all and one.kind == PLAIN and not one.bare)) for one in facts
-    ]
+    nodes = [Node(one, one.kind, is_event(one) or (record_all and one.kind == PLAIN and not one.bare)) for one in facts]
     nodes.sort(key=sort_key)
     by_span: dict[str, Node] = {}
     for node in nodes:
@@ -134,7 +133,8 @@ def _nearest(node: Node, run: str | None) -> Node | None:
 
 def merge(ordered: list[Node]) -> list[Node]:
     """Links events to the events they are inside of and puts duplicates together: of stacked instrumentations, of a
-    doubled root, of a chat inside a chat. The outermost span of an act survives. Returns the survivors, parents first."""
+    doubled root, of a chat inside a chat. The outermost span of an act survives. Returns the survivors, parents
+    first."""
     for node in ordered:
         if node.live:
             node.up = _nearest(node, node.run)
@@ -224,6 +224,10 @@ def _has_tokens(node: Node) -> bool:
     return "tokens_in" in found or "tokens_out" in found or "tokens_total" in found
 
 
+def _always(node: Node, kid: Node) -> bool:  # noqa: ARG001 - one shape for all rules
+    return True
+
+
 def _same_agent(node: Node, kid: Node) -> bool:
     a, b = node.facts.agent, kid.facts.agent
     return a is not None and a == b and not _is_message(node) and not _is_message(kid)
@@ -258,10 +262,10 @@ def _same_container(node: Node, kid: Node) -> bool:
 
 _SAME: dict[str, Callable[[Node, Node], bool]] = {
     AGENT: _same_agent,
-    LLM: lambda node, kid: True,
+    LLM: _always,
     TOOL: _same_tool,
     CODE: _same_code,
     HANDOFF: _same_handoff,
-    APPROVAL: lambda node, kid: True,
+    APPROVAL: _always,
     CONTAINER: _same_container,
 }

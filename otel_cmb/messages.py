@@ -1,19 +1,18 @@
 """Chat messages in every format frameworks write them, made into one readable form.
 
-The form: `{"role", "content"}` with, where the message has them, `name`, `tool_calls` (`[{"id", "name", "arguments"}]`),
-`tool_call_id`, `reasoning`, and `parts` (what is no text: images, files). Pure; nothing here raises on hostile
-input: what cannot be read as messages is returned as it is, or as `None` where a list was asked for.
+The form: `{"role", "content"}` with, where the message has them, `name`, `tool_calls` (a list of `{"id", "name",
+"arguments"}`), `tool_call_id`, `reasoning`, and `parts` (what is no text: images, files). Pure; nothing here raises on
+hostile input: what cannot be read as messages is returned as it is, or as `None` where a list was asked for.
 """
 
 from __future__ import annotations
 
 import ast
 import json
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["as_json", "conversation", "flattened", "fenced_code", "python_literal", "text_of"]
+__all__ = ["as_json", "conversation", "fenced_code", "python_literal", "text_of"]
 
 MAX_LITERAL = 65_536
 """Longest Python repr that is parsed: the parser's time and memory grow faster than the text."""
@@ -23,7 +22,7 @@ def _no_constant(text: str) -> Any:
     raise ValueError(text)
 
 
-_DECODE = json.JSONDecoder(parse_constant=_no_constant).decode
+_SCAN = json.JSONDecoder(parse_constant=_no_constant).raw_decode
 
 
 def as_json(value: Any) -> Any:
@@ -34,12 +33,14 @@ def as_json(value: Any) -> Any:
     if type(value) is not str or value[:1] not in _JSON_STARTS:
         return value
     try:
-        return _DECODE(value)
+        found, end = _SCAN(value)
     except (ValueError, RecursionError):
         return value
+    return found if end == len(value) or not value[end:].strip(_BLANK) else value
 
 
-_JSON_STARTS = frozenset("{[\"")
+_BLANK = " \t\n\r"
+_JSON_STARTS = frozenset('{["')
 
 
 def python_literal(value: str) -> Any:
@@ -55,16 +56,17 @@ def python_literal(value: str) -> Any:
 _ROLES = {
     "human": "user", "HumanMessage": "user", "HumanMessageChunk": "user", "ai": "assistant", "AIMessage": "assistant",
     "AIMessageChunk": "assistant", "SystemMessage": "system", "ToolMessage": "tool", "FunctionMessage": "tool",
-    "ChatMessage": "assistant", "model": "assistant", "function": "tool", "tool-response": "tool", "tool-call": "assistant",
-}
+    "ChatMessage": "assistant", "model": "assistant", "function": "tool", "tool-response": "tool",
+    "tool-call": "assistant",
+}  # fmt: skip
 _LANGCHAIN_TYPES = {"human", "ai", "system", "tool", "function", "AIMessageChunk", "chat"}
 
 
-def _role(value: Any, default: str) -> str:
+def role_of(value: Any, default: str) -> str:
     return _ROLES.get(value, value) if isinstance(value, str) and value else default
 
 
-def _call(item: Mapping[str, Any]) -> dict[str, Any]:
+def call_of(item: Mapping[str, Any]) -> dict[str, Any]:
     """A tool call of any format: flat, OpenAI's `function`, Anthropic's `input`, LangChain's and Google's `args`."""
     inner = item.get("function")
     if not isinstance(inner, Mapping):
@@ -99,7 +101,7 @@ def _set_reasoning(message: dict[str, Any], part: Mapping[str, Any]) -> None:
 
 
 def _set_call(message: dict[str, Any], part: Mapping[str, Any]) -> None:
-    message.setdefault("tool_calls", []).append(_call(part))
+    message.setdefault("tool_calls", []).append(call_of(part))
 
 
 def _set_response(message: dict[str, Any], part: Mapping[str, Any]) -> None:
@@ -130,7 +132,7 @@ _PARTS: dict[str, Callable[[dict[str, Any], Mapping[str, Any]], None]] = {
 }  # fmt: skip
 
 
-def _add_part(message: dict[str, Any], part: Any) -> None:
+def add_part(message: dict[str, Any], part: Any) -> None:
     if isinstance(part, str):
         _set_text(message, {"text": part})
         return
@@ -165,41 +167,41 @@ def _message(item: Any, default_role: str) -> dict[str, Any] | None:
     if item.get("lc") == 1 and isinstance(item.get("kwargs"), Mapping):
         path = item.get("id")
         named = path[-1] if isinstance(path, list) and path else None
-        item = {**item["kwargs"], "role": _role(named, default_role)}
+        item = {**item["kwargs"], "role": role_of(named, default_role)}
     elif isinstance(item.get("data"), Mapping) and isinstance(item.get("type"), str):
-        item = {**item["data"], "role": _role(item["type"], default_role)}
+        item = {**item["data"], "role": role_of(item["type"], default_role)}
     elif "role" not in item and item.get("type") in _LANGCHAIN_TYPES and "content" in item:
         item = {**item, "role": item["type"]}
     elif isinstance(item.get("message"), Mapping):
         item = {**item["message"], **({"finish_reason": item["finish_reason"]} if "finish_reason" in item else {})}
-    message: dict[str, Any] = {"role": _role(item.get("role"), default_role)}
-    if isinstance(item.get("name"), str) and item["name"]:
+    message: dict[str, Any] = {"role": role_of(item.get("role"), default_role)}
+    if isinstance(item.get("name"), str) and item["name"] and item.get("type") not in _PARTS:
         message["name"] = item["name"]
     parts = item.get("parts")
     content = item.get("content")
     if isinstance(parts, list):
         for part in parts:
-            _add_part(message, part)
+            add_part(message, part)
     elif isinstance(content, list):
         for part in content:
-            _add_part(message, part)
+            add_part(message, part)
     elif isinstance(content, Mapping) and isinstance(content.get("parts"), list):
-        message["role"] = _role(content.get("role"), message["role"])
+        message["role"] = role_of(content.get("role"), message["role"])
         for part in content["parts"]:
-            _add_part(message, part)
+            add_part(message, part)
     elif content is not None:
         message["content"] = content
     elif item.get("type") in _PARTS:
-        _add_part(message, item)
+        add_part(message, item)
         if item["type"] in ("function_call_output", "tool_result"):
             message["role"] = "tool"
         elif item["type"] in ("function_call", "tool_call", "tool_use"):
             message["role"] = "assistant"
     calls = item.get("tool_calls")
     if isinstance(calls, list):
-        message.setdefault("tool_calls", []).extend(_call(call) for call in calls if isinstance(call, Mapping))
+        message.setdefault("tool_calls", []).extend(call_of(call) for call in calls if isinstance(call, Mapping))
     if isinstance(item.get("function_call"), Mapping):
-        message.setdefault("tool_calls", []).append(_call(item["function_call"]))
+        message.setdefault("tool_calls", []).append(call_of(item["function_call"]))
     if not message.get("tool_calls"):
         message.pop("tool_calls", None)
     if isinstance(item.get("tool_call_id"), str):
@@ -240,14 +242,16 @@ def _inner(value: Mapping[str, Any]) -> Any:
     return None
 
 
-_WRAPPERS = ("messages", "choices", "generations", "contents", "candidates", "output", "input", "inputs", "outputs", "update")
+_WRAPPERS = (
+    "messages", "choices", "generations", "contents", "candidates", "output", "input", "inputs", "outputs", "update",
+)  # fmt: skip
 
 
 def conversation(value: Any, role: str = "user", depth: int = 6) -> list[dict[str, Any]] | None:
     """The messages of `value` in the one form, or `None` if there are none to be seen in it.
 
-    `role` is the role of a message that names none. A JSON text is parsed; requests and replies of APIs, LangChain dumps
-    and batches of one are unwrapped, at most `depth` levels.
+    `role` is the role of a message that names none. A JSON text is parsed; requests and replies of APIs, LangChain
+    dumps and batches of one are unwrapped, at most `depth` levels.
     """
     if depth <= 0:
         return None
@@ -265,7 +269,7 @@ def conversation(value: Any, role: str = "user", depth: int = 6) -> list[dict[st
             messages = [_message(item, role) for item in value]
             return [message for message in messages if message is not None] or None
         if value and all(isinstance(item, Mapping) and isinstance(item.get("function"), Mapping) for item in value):
-            return [{"role": "assistant", "content": None, "tool_calls": [_call(item) for item in value]}]
+            return [{"role": "assistant", "content": None, "tool_calls": [call_of(item) for item in value]}]
         if len(value) == 1 and isinstance(value[0], Mapping):
             return conversation(value[0], role, depth - 1)
         return None
@@ -278,7 +282,7 @@ def conversation(value: Any, role: str = "user", depth: int = 6) -> list[dict[st
             return None
         found = conversation(inner, role, depth - 1)
         system = value.get("system", value.get("system_instruction"))
-        if found is not None and isinstance(system, str) and system and "messages" in value | {}:
+        if found is not None and isinstance(system, str) and system and "messages" in value:
             return [{"role": "system", "content": system}, *found]
         return found
     return None
@@ -288,67 +292,6 @@ def text_of(message: Mapping[str, Any]) -> str | None:
     """The text of one message in the one form, or `None` if it has none."""
     content = message.get("content")
     return content if isinstance(content, str) and content else None
-
-
-_INDEX = re.compile(r"(\d+)\.(.+)", re.DOTALL)
-_FLAT_PART = re.compile(r"contents\.(\d+)\.message_content\.(.+)", re.DOTALL)
-_FLAT_CALL = re.compile(r"tool_calls\.(\d+)\.(?:tool_call\.)?(.+)", re.DOTALL)
-MAX_FLAT = 10_000
-
-
-def flattened(attributes: Mapping[str, Any], prefix: str) -> list[dict[str, Any]] | None:
-    """Messages spread over keys: `llm.input_messages.0.message.role` (OpenInference), `gen_ai.prompt.0.content`
-    (older Traceloop). `prefix` ends with a dot. `None` if there is no such key."""
-    rows: dict[int, dict[str, Any]] = {}
-    length = len(prefix)
-    for key, value in attributes.items():
-        if not key.startswith(prefix):
-            continue
-        match = _INDEX.fullmatch(key, length)
-        if match is None or len(match[1]) > 6:
-            continue
-        index = int(match[1])
-        if index > MAX_FLAT:
-            continue
-        row = rows.setdefault(index, {})
-        name = match[2].removeprefix("message.")
-        if call := _FLAT_CALL.fullmatch(name):
-            if len(call[1]) <= 6:
-                entry = row.setdefault("calls", {}).setdefault(int(call[1]), {})
-                entry[call[2].removeprefix("function.")] = value
-        elif part := _FLAT_PART.fullmatch(name):
-            if len(part[1]) <= 6:
-                row.setdefault("contents", {}).setdefault(int(part[1]), {})[part[2]] = value
-        else:
-            row[name] = value
-    if not rows:
-        return None
-    return [_unflatten(rows[index]) for index in sorted(rows)]
-
-
-def _unflatten(row: dict[str, Any]) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": _role(row.get("role"), "user")}
-    if isinstance(row.get("name"), str) and row["name"]:
-        message["name"] = row["name"]
-    if "content" in row:
-        content = row["content"]
-        parsed = as_json(content) if isinstance(content, str) and content.startswith("[{") else content
-        if isinstance(parsed, list):
-            for part in parsed:
-                _add_part(message, part)
-        else:
-            message["content"] = content
-    elif "contents" in row:
-        for index in sorted(row["contents"]):
-            _add_part(message, row["contents"][index])
-    calls = row.get("calls")
-    if calls:
-        message["tool_calls"] = [_call(calls[index]) for index in sorted(calls)]
-    for key in ("tool_call_id", "finish_reason"):
-        if isinstance(row.get(key), str):
-            message[key] = row[key]
-    message.setdefault("content", None if calls else "")
-    return message
 
 
 def fenced_code(text: str) -> tuple[str, str | None] | None:

@@ -16,7 +16,9 @@ from otel_cmb.mapper import Facts, from_skeleton, is_event, named, read, skeleto
 from otel_cmb.vocabulary import DISCRIMINATORS, FIELD_OF, PRESENT
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+quick = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 
 texts = st.one_of(
     st.text(max_size=12),
@@ -31,7 +33,12 @@ texts = st.one_of(
 )  # fmt: skip
 values: st.SearchStrategy[Any] = st.recursive(
     st.one_of(
-        texts, st.booleans(), st.none(), st.integers(), st.floats(allow_nan=True), st.binary(max_size=8),
+        texts,
+        st.booleans(),
+        st.none(),
+        st.integers(),
+        st.floats(allow_nan=True),
+        st.binary(max_size=8),
         st.sampled_from([10**30, -1, 0, 1.5, float("inf")]),
     ),  # fmt: skip
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
@@ -82,7 +89,10 @@ def facts_of(spans: list[Span], record: str = "agents") -> list[Facts]:
 
 
 def shown(events: list[Event]) -> list[Any]:
-    return [(replace(event, spans=[]), [id(span) for span in event.spans][:1], sorted(id(span) for span in event.spans)) for event in events]
+    return [
+        (replace(event, spans=[]), [id(span) for span in event.spans][:1], sorted(id(span) for span in event.spans))
+        for event in events
+    ]
 
 
 @quick
@@ -104,7 +114,9 @@ def test_any_attributes_can_be_read(span: Span) -> None:
 
 @quick
 @given(st.lists(one_span(), max_size=8), st.sampled_from(["agents", "all"]), st.randoms(use_true_random=False))
-def test_order_of_arrival_does_not_matter_and_no_span_is_lost(spans: list[Span], record: str, chance: random.Random) -> None:
+def test_order_of_arrival_does_not_matter_and_no_span_is_lost(
+    spans: list[Span], record: str, chance: random.Random
+) -> None:
     """Whatever the ids, runs, parents and cycles: the same set gives the same events, and each event's span is in one."""
     facts = facts_of(spans, record)
     events = assemble(facts, record=record)

@@ -59,7 +59,14 @@ def of_type(events: list[Event], kind: str) -> list[Event]:
 def score(capture: str, spans: list[Span], events: list[Event]) -> dict[str, tuple[bool, Any, Any]]:
     """cell -> (right, found, expected)."""
     truth = TRUTH[capture]
-    full: dict[str, Any] = {"tool_calls": [], "code_execs": [], "handoffs": [], "models": [], "tokens": None, "errors": 0}
+    full: dict[str, Any] = {
+        "tool_calls": [],
+        "code_execs": [],
+        "handoffs": [],
+        "models": [],
+        "tokens": None,
+        "errors": 0,
+    }
     known, truth = truth, {**full, "llm_calls": 0, "approvals": 0, "nested": False, **truth}
     cells: dict[str, tuple[bool, Any, Any]] = {}
 
@@ -71,7 +78,8 @@ def score(capture: str, spans: list[Span], events: list[Event]) -> dict[str, tup
         found = Counter(event.agent_name for event in of_type(events, "agent_call") if event.event_subtype != "message")
         slack = truth.get("agent_calls_slack", {})
         right = all(
-            expected - slack.get(name, 0) <= found.get(name, 0) <= expected for name, expected in truth["agent_calls"].items()
+            expected - slack.get(name, 0) <= found.get(name, 0) <= expected
+            for name, expected in truth["agent_calls"].items()
         ) and set(found) <= set(truth["agent_calls"])
         cell("agent_calls", right, dict(found), truth["agent_calls"])
 
@@ -86,7 +94,12 @@ def score(capture: str, spans: list[Span], events: list[Event]) -> dict[str, tup
             left.remove(match)
         return not left
 
-    cell("tool_calls", any(map(same_tools, [truth["tool_calls"], *truth.get("tool_calls_also", [])])), tools, truth["tool_calls"])
+    cell(
+        "tool_calls",
+        any(map(same_tools, [truth["tool_calls"], *truth.get("tool_calls_also", [])])),
+        tools,
+        truth["tool_calls"],
+    )
 
     codes = [[event.meta.get("exit_code"), event.status] for event in of_type(events, "code_exec")]
 
@@ -99,10 +112,16 @@ def score(capture: str, spans: list[Span], events: list[Event]) -> dict[str, tup
             left.remove(match)
         return not left
 
-    cell("code_execs", any(map(same_codes, [truth["code_execs"], *truth.get("code_execs_also", [])])), codes, truth["code_execs"])
+    cell(
+        "code_execs",
+        any(map(same_codes, [truth["code_execs"], *truth.get("code_execs_also", [])])),
+        codes,
+        truth["code_execs"],
+    )
 
     handoffs = [
-        ((event.inputs or {}).get("from_agent"), (event.inputs or {}).get("to_agent")) for event in of_type(events, "handoff")
+        ((event.inputs or {}).get("from_agent"), (event.inputs or {}).get("to_agent"))
+        for event in of_type(events, "handoff")
     ]
     left = list(handoffs)
     right = True
@@ -119,7 +138,12 @@ def score(capture: str, spans: list[Span], events: list[Event]) -> dict[str, tup
     cell("handoffs", right, handoffs, truth["handoffs"])
 
     calls = of_type(events, "llm_call")
-    cell("llm_calls", len(calls) in [truth["llm_calls"], *truth.get("llm_calls_also", [])], len(calls), truth["llm_calls"])
+    cell(
+        "llm_calls",
+        len(calls) in [truth["llm_calls"], *truth.get("llm_calls_also", [])],
+        len(calls),
+        truth["llm_calls"],
+    )
     tokens = sum(event.meta.get("tokens", 0) for event in events)
     if truth["tokens"] is not None:
         cell("tokens", tokens in [truth["tokens"], *truth.get("tokens_also", [])], tokens, truth["tokens"])
@@ -129,7 +153,9 @@ def score(capture: str, spans: list[Span], events: list[Event]) -> dict[str, tup
     allowed = {*truth["models"], *truth.get("models_also", [])}
     cell("models", models <= allowed and bool(models) == bool(truth["models"]), sorted(models), truth["models"])
     errors = sum(
-        event.status == "failed" for event in events if event.event_type in ("agent_call", "tool_call", "code_exec", "llm_call")
+        event.status == "failed"
+        for event in events
+        if event.event_type in ("agent_call", "tool_call", "code_exec", "llm_call")
     )
     cell("errors", errors >= truth["errors"], errors, truth["errors"])
     approvals = len(of_type(events, "approval_requested"))
@@ -186,7 +212,11 @@ def test_capture_tells_what_happened(capture: str) -> None:
 
 def plain(events: list[Event]) -> list[Any]:
     return [
-        (replace(event, spans=[]), event.spans[0].span_id if event.spans else None, sorted(span.span_id for span in event.spans))
+        (
+            replace(event, spans=[]),
+            event.spans[0].span_id if event.spans else None,
+            sorted(span.span_id for span in event.spans),
+        )
         for event in events
     ]
 
@@ -226,7 +256,19 @@ def _by_trace(spans: list[Span]) -> dict[str, list[Any]]:
 
 
 def main() -> None:
-    names = ["agent_calls", "tool_calls", "code_execs", "handoffs", "llm_calls", "tokens", "models", "errors", "approvals", "nested", "laws"]
+    names = [
+        "agent_calls",
+        "tool_calls",
+        "code_execs",
+        "handoffs",
+        "llm_calls",
+        "tokens",
+        "models",
+        "errors",
+        "approvals",
+        "nested",
+        "laws",
+    ]
     total = good = 0
     notes = []
     print(f"{'capture':50s}" + "".join(f"{name[:9]:>10s}" for name in names))

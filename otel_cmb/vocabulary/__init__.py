@@ -9,8 +9,23 @@ from __future__ import annotations
 import re
 
 from otel_cmb.vocabulary import (
-    ag2_0, ag2_1, cmb, crewai, genai, google_adk, langgraph, llama_index, logfire, openai_agents, openinference, pydantic_ai,
-    smolagents, traceloop,
+    ag2_0,
+    ag2_1,
+    cmb,
+    crewai,
+    genai,
+    google_adk,
+    langgraph,
+    llama_index,
+    logfire,
+    mcp,
+    openai_agents,
+    openinference,
+    pydantic_ai,
+    smolagents,
+    strands,
+    traceloop,
+    vercel_ai,
 )
 from otel_cmb.vocabulary.base import NEVER, Vocabulary
 
@@ -19,21 +34,38 @@ __all__ = ["DISCRIMINATORS", "FIELD_KEYS", "FIELD_OF", "NAMES", "OVERRIDES", "PR
 VOCABULARIES: tuple[Vocabulary, ...] = tuple(
     module.VOCABULARY
     for module in (
-        cmb, logfire, ag2_0, ag2_1, genai, pydantic_ai, openinference, google_adk, langgraph, openai_agents, smolagents,
-        crewai, llama_index, traceloop,
+        cmb,
+        ag2_0,
+        ag2_1,
+        genai,
+        pydantic_ai,
+        openinference,
+        google_adk,
+        langgraph,
+        openai_agents,
+        smolagents,
+        crewai,
+        llama_index,
+        traceloop,
+        vercel_ai,
+        mcp,
+        strands,
+        logfire,
     )
 )
 
 
 def _merge_discriminators() -> tuple[tuple[str, dict[str, str]], ...]:
-    """Ours first; then what says "this only repeats another span"; then keys whose presence is enough; then the rest."""
+    """Ours first; then what says "this only repeats another span"; then the rest, by precedence."""
     merged: dict[str, dict[str, str]] = {}
     for vocabulary in VOCABULARIES:
         for key, kinds in vocabulary.discriminators:
             table = merged.setdefault(key, {})
             for value, kind in kinds.items():
                 table.setdefault(value, kind)
-    order = sorted(merged, key=lambda key: (not key.startswith("cmb."), any(kind != NEVER for kind in merged[key].values())))
+    order = sorted(
+        merged, key=lambda key: (not key.startswith("cmb."), any(kind != NEVER for kind in merged[key].values()))
+    )
     return tuple((key, merged[key]) for key in order)
 
 

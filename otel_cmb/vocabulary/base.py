@@ -10,8 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 __all__ = [
-    "AGENT", "APPROVAL", "CODE", "CONTAINER", "ERROR", "EVENT_TYPES", "FILE", "HANDOFF", "LLM", "NEVER", "PLAIN",
-    "SPEAKER", "TOOL", "Vocabulary",
+    "AGENT",
+    "APPROVAL",
+    "CODE",
+    "CONTAINER",
+    "ERROR",
+    "EVENT_TYPES",
+    "FILE",
+    "HANDOFF",
+    "LLM",
+    "NEVER",
+    "PLAIN",
+    "SPEAKER",
+    "TOOL",
+    "Vocabulary",
 ]
 
 # Kinds of act. Those that are event types carry the type's name.

@@ -13,6 +13,9 @@ SOURCE = (
 
 OPERATIONS = {
     "chat": LLM,
+    "chat.completions": LLM,
+    "text.completions": LLM,
+    "response": LLM,
     "text_completion": LLM,
     "generate_content": LLM,
     "completion": LLM,
@@ -24,6 +27,8 @@ OPERATIONS = {
     "execute_code": CODE,
     "handoff": HANDOFF,
     "goto": HANDOFF,
+    "agent": AGENT,
+    "tool": TOOL,
     "invoke_workflow": CONTAINER,
     "workflow": CONTAINER,
     "plan": CONTAINER,
@@ -62,15 +67,19 @@ VOCABULARY = Vocabulary(
         "tokens_out": ("gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens"),
         "tokens_total": ("gen_ai.usage.total_tokens",),
         "tokens_cache_read": (
-            "gen_ai.usage.cache_read.input_tokens", "gen_ai.usage.cache_read_input_tokens",
+            "gen_ai.usage.cache_read.input_tokens",
+            "gen_ai.usage.cache_read_input_tokens",
             "gen_ai.usage.details.cache_read_tokens",
         ),
         "tokens_cache_write": (
-            "gen_ai.usage.cache_creation.input_tokens", "gen_ai.usage.cache_creation_input_tokens",
-            "gen_ai.usage.cache_write_input_tokens", "gen_ai.usage.details.cache_write_tokens",
+            "gen_ai.usage.cache_creation.input_tokens",
+            "gen_ai.usage.cache_creation_input_tokens",
+            "gen_ai.usage.cache_write_input_tokens",
+            "gen_ai.usage.details.cache_write_tokens",
         ),
         "tokens_reasoning": (
-            "gen_ai.usage.reasoning.output_tokens", "gen_ai.usage.reasoning_tokens",
+            "gen_ai.usage.reasoning.output_tokens",
+            "gen_ai.usage.reasoning_tokens",
             "gen_ai.usage.details.reasoning_tokens",
         ),
         "task_status": ("gen_ai.tool.status", "tool.status"),

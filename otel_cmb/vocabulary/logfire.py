@@ -1,6 +1,6 @@
 """Logfire: span types, log levels, and pending records that repeat a span at its start."""
 
-from otel_cmb.vocabulary.base import NEVER, Vocabulary
+from otel_cmb.vocabulary.base import AGENT, CONTAINER, HANDOFF, NEVER, TOOL, Vocabulary
 
 VERSION = "5.2.0"
 SOURCE = "https://github.com/pydantic/logfire/blob/v5.2.0/logfire/_internal/constants.py"
@@ -14,5 +14,21 @@ VOCABULARY = Vocabulary(
         "span_type": ("logfire.span_type",),
         "level": ("logfire.level_num",),
         "message": ("logfire.msg",),
+        # What its instrumentation of the OpenAI Agents SDK and of LLM clients calls its payloads.
+        "plain_name": ("name",),
+        "input": ("input",),
+        "output": ("output",),
+        "messages_in": ("raw_input", "request_data"),
+        "messages_out": ("response", "response_data"),
     },
+    names=(
+        (r"Agent run: .*", AGENT),
+        (r"Function: .*", TOOL),
+        (r"Handoff: .*", HANDOFF),
+        (r"OpenAI Agents trace: .*", CONTAINER),
+        (r"Task: .*", CONTAINER),
+        (r"Turn .* for agent .*", CONTAINER),
+        (r"Guardrail .*", CONTAINER),
+    ),
+    scopes=("logfire.openai_agents",),
 )

@@ -1,11 +1,9 @@
 """Traceloop's OpenLLMetry: `traceloop.*` beside the GenAI names, current and old."""
 
-from otel_cmb.vocabulary.base import AGENT, CONTAINER, LLM, TOOL, Vocabulary
+from otel_cmb.vocabulary.base import AGENT, CONTAINER, HANDOFF, LLM, TOOL, Vocabulary
 
 VERSION = "0.62.4"
-SOURCE = (
-    "https://github.com/traceloop/openllmetry/tree/0.62.4/packages/opentelemetry-semantic-conventions-ai"
-)
+SOURCE = "https://github.com/traceloop/openllmetry/tree/0.62.4/packages/opentelemetry-semantic-conventions-ai"
 
 VOCABULARY = Vocabulary(
     name="traceloop",
@@ -13,10 +11,13 @@ VOCABULARY = Vocabulary(
     source=SOURCE,
     discriminators=(
         ("gen_ai.operation.name", {"execute_task": CONTAINER}),
-        ("traceloop.span.kind", {"workflow": CONTAINER, "task": CONTAINER, "agent": AGENT, "tool": TOOL}),
+        (
+            "traceloop.span.kind",
+            {"workflow": CONTAINER, "task": CONTAINER, "agent": AGENT, "tool": TOOL, "handoff": HANDOFF},
+        ),
         (
             "llm.request.type",
-            {"chat": LLM, "completion": LLM, "embedding": LLM, "rerank": CONTAINER},
+            {"chat": LLM, "completion": LLM, "response": LLM, "embedding": LLM, "rerank": CONTAINER},
         ),
     ),
     fields={

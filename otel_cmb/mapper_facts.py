@@ -1,0 +1,111 @@
+"""What one span says by itself, the short form of it that is kept of spans without a row, and whose it says it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from otel_cmb.event import Link, Span, Stamp
+from otel_cmb.vocabulary.base import NEVER, PLAIN
+
+__all__ = ["Facts", "from_skeleton", "is_event", "named", "placed", "skeleton"]
+
+
+@dataclass(slots=True)
+class Facts:
+    """What one span says by itself. `kind` is one of `otel_cmb.vocabulary.base`; `found` holds our fields as the best
+    vocabulary on the span gives them, unparsed."""
+
+    id: str
+    span: Span
+    kind: str
+    found: dict[str, Any] = field(default_factory=dict)
+    agent: str | None = None
+    tool: str | None = None
+    explicit: bool = False
+    """`cmb.event.type` says what it is: nothing is inferred from it."""
+    failed: bool = False
+    exit_code: int | None = None
+    record_all: bool = False
+    capture: frozenset[str] = frozenset(("all",))
+    bare: bool = False
+    """Made from a skeleton: it has no attributes and can never be an event."""
+    memo: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+    """What pass 2 worked out from these facts alone, so that a trace that grows is not read again each time."""
+
+    def captures(self, event_type: str) -> bool:
+        return "all" in self.capture or event_type in self.capture
+
+
+def is_event(facts: Facts) -> bool:
+    """Whether the span is an event by itself. If not, only its skeleton matters to its neighbours."""
+    kind = facts.kind
+    return not facts.bare and kind != NEVER and (kind != PLAIN or facts.record_all)
+
+
+def _said(span: Span, key: str, context: str | None) -> str | None:
+    value = span.attributes.get(key)
+    if value is not None and value != "" and isinstance(value, str | int):
+        return str(value)
+    if context:
+        return context
+    value = span.resource.attributes.get(key)
+    return str(value) if value is not None and value != "" and isinstance(value, str | int) else None
+
+
+def named(span: Span) -> Stamp:
+    """Which run, session, node, step and parent event the span belongs to, as it and its door say (DESIGN section 5):
+    the door, then `cmb.*` attributes, then the context, then resource attributes of the same names."""
+    stamp = span.stamp
+    node_id, step_id, parent_event_id = placed(span)
+    return Stamp(
+        run_id=stamp.door_run_id or _said(span, "cmb.run.id", stamp.run_id),
+        session_id=_said(span, "cmb.session.id", stamp.session_id),
+        node_id=node_id,
+        step_id=step_id,
+        parent_event_id=parent_event_id,
+        door_run_id=stamp.door_run_id,
+        bound_session_id=stamp.bound_session_id,
+        automatic_run_id=stamp.automatic_run_id,
+    )
+
+
+def placed(span: Span) -> tuple[str | None, str | None, str | None]:
+    """Node, step and parent event of :func:`named`."""
+    stamp = span.stamp
+    return (
+        _said(span, "cmb.node.id", stamp.node_id),
+        _said(span, "cmb.step.id", stamp.step_id),
+        _said(span, "cmb.parent_event_id", stamp.parent_event_id),
+    )
+
+
+def skeleton(facts: Facts) -> dict[str, Any]:
+    """What neighbours need to know of a span without a row, as small JSON: :func:`from_skeleton` is the way back."""
+    span = facts.span
+    body: dict[str, Any] = {
+        "id": facts.id, "t": span.trace_id, "s": span.span_id, "n": span.name[:200], "a": span.start_ns,
+        "k": facts.kind,
+    }  # fmt: skip
+    more = {
+        "e": span.end_ns, "p": span.parent_span_id, "g": facts.agent, "r": span.stamp.run_id, "pe": placed(span)[2],
+    }  # fmt: skip
+    body.update((key, value) for key, value in more.items() if value is not None)
+    if span.died:
+        body["d"] = True
+    links = [[link.trace_id, link.span_id] for link in span.links[:8]]
+    if links:
+        body["l"] = links
+    return body
+
+
+def from_skeleton(body: Mapping[str, Any]) -> Facts:
+    """Facts of a span of which only the skeleton was kept."""
+    span = Span(
+        body["t"], body["s"], body["n"], body["a"], body.get("e"), body.get("p"),
+        links=[Link(trace_id, span_id) for trace_id, span_id in body.get("l", ())],
+        stamp=Stamp(run_id=body.get("r"), parent_event_id=body.get("pe")),
+        died=body.get("d", False),
+    )  # fmt: skip
+    return Facts(body["id"], span, body["k"], agent=body.get("g"), bare=True)

@@ -1,0 +1,136 @@
+"""What a tool's result says by its form: whether it failed, which exit code it had, what is inside its envelope."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from otel_cmb.messages import as_json
+
+__all__ = ["EXIT_REPLY", "as_mapping", "canonical", "content_of", "error_result", "exit_code_of", "whole"]
+
+
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """The mapping a JSON text holds, or an empty one."""
+    parsed = as_json(value)
+    return parsed if isinstance(parsed, Mapping) else {}
+
+
+def canonical(name: str) -> str:
+    """A tool's name without case, separators and the word "tool": `PythonREPL_Tool` is `python_repl`."""
+    text = "".join(letter for letter in name.lower() if letter.isalnum())
+    return text.removesuffix("tool") or text
+
+
+_EXIT_HEAD = re.compile(r"\s*exit ?code:? *(-?\d{1,10})\b", re.IGNORECASE)
+_EXIT_TAIL = re.compile(r"\[exit code: *(-?\d{1,10})\]\s*")
+EXIT_REPLY = re.compile(r"exitcode: (-?\d{1,10}) \(")
+
+_EXIT_KEYS = ("exitcode", "exit_code", "exitCode", "returncode", "return_code")
+
+
+def exit_code_of(result: Any, structured: bool = True) -> int | None:
+    """The exit code a result says: `exitcode: 1 ...` at its head, `[exit code: 1]` at its end, or a key of a structure.
+    `structured=False` looks at texts alone."""
+    if isinstance(result, str):
+        if result[:1] in ("{", "["):
+            result = as_json(result)
+        else:
+            match = _EXIT_HEAD.match(result) or _EXIT_TAIL.fullmatch(result, max(0, result.rfind("[exit code:")))
+            return int(match[1]) if match is not None else None
+    text = content_of(result)
+    if isinstance(text, str) and text is not result:
+        match = _EXIT_HEAD.match(text) or _EXIT_TAIL.fullmatch(text, max(0, text.rfind("[exit code:")))
+        if match is not None:
+            return int(match[1])
+    if structured and isinstance(result, Mapping):
+        for key in _EXIT_KEYS:
+            if key in result:
+                return whole(result[key])
+    return None
+
+
+def content_of(result: Any) -> Any:
+    """What a tool said, without the envelope its framework put it in: LangChain's message dump, AG2's `[ok, message]`,
+    MCP's content blocks, Google ADK's `{"result": ...}`. Anything else unchanged."""
+    for _ in range(4):
+        if isinstance(result, list):
+            inside = _content_of_list(result)
+        elif isinstance(result, Mapping):
+            inside = _content_of_mapping(result)
+        else:
+            return result
+        if inside is result:
+            return result
+        result = inside
+    return result
+
+
+def _content_of_list(result: list[Any]) -> Any:
+    if len(result) == 2 and isinstance(result[0], bool) and isinstance(result[1], Mapping) and "content" in result[1]:
+        return result[1]["content"]
+    blocks = [
+        part for part in result if isinstance(part, Mapping) and part.get("type", "text") == "text" and "text" in part
+    ]
+    if blocks and len(blocks) == len(result):
+        return "\n".join(str(part["text"]) for part in blocks)
+    return result
+
+
+_DUMPED = frozenset(("tool", "ai", "human"))
+
+
+def _content_of_mapping(result: Mapping[str, Any]) -> Any:
+    inner = result.get("kwargs")
+    if result.get("lc") == 1 and isinstance(inner, Mapping):  # LangChain, serialised by itself
+        return inner.get("content")
+    inner = result.get("data")
+    if (
+        isinstance(inner, Mapping) and "content" in inner and result.get("type") in _DUMPED
+    ):  # LangChain, as OpenInference dumps it
+        return inner["content"]
+    inner = result.get("output")
+    if isinstance(inner, Mapping) and len(result) <= 3 and inner.get("lc") == 1:  # the same, in Traceloop's wrapper
+        return inner
+    if len(result) == 1 and "result" in result:  # Google ADK, MCP: a bare value made an object
+        return result["result"]
+    if "raw_output" in result and "tool_name" in result:  # LlamaIndex
+        return result["raw_output"]
+    if isinstance(result.get("content"), list) and ("isError" in result or "is_error" in result):  # MCP
+        return result["content"]
+    return result
+
+
+def error_result(result: Any) -> bool:
+    """Whether a tool's result says by its form that the call failed: AG2's `[false, ...]`, MCP's `isError`, LangChain's
+    `status: error`. What a tool writes as text is its own business."""
+    if isinstance(result, list):
+        return len(result) == 2 and result[0] is False and isinstance(result[1], Mapping) and "content" in result[1]
+    if not isinstance(result, Mapping):
+        return False
+    if result.get("isError") is True or result.get("is_error") is True:
+        return True
+    for key in ("kwargs", "data", "output"):
+        inner = result.get(key)
+        if isinstance(inner, Mapping):
+            if inner.get("status") == "error" and "tool_call_id" in inner:
+                return True
+            if key == "output" and inner.get("lc") == 1:
+                return error_result(inner)
+    return False
+
+
+def whole(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and len(value) <= 20:
+        try:
+            return int(value)
+        except ValueError:
+            return None
+    return None
