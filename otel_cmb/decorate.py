@@ -16,7 +16,10 @@ from otel_cmb.context import detach
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["arguments_of", "traced"]
+__all__ = ["arguments_of", "name_of", "traced"]
+
+MAX_YIELDED = 1_000
+"""Values of one generator that are kept for its event; a stream may have no end."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,6 +47,11 @@ def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
     return given
 
 
+def name_of(function: Callable[..., Any]) -> str:
+    """The function's name; of another callable, its class's."""
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
 def traced(
     function: F, make: Callable[[tuple[Any, ...], dict[str, Any]], K], keep: Callable[[K, Any], None]
 ) -> F:
@@ -52,7 +60,8 @@ def traced(
     def call(*args: Any, **kwargs: Any) -> Any:
         with make(args, kwargs) as block:
             result = function(*args, **kwargs)
-            keep(block, result)
+            if not inspect.isawaitable(result):  # a value that is not there yet is none
+                keep(block, result)
             return result
 
     async def call_async(*args: Any, **kwargs: Any) -> Any:
@@ -69,7 +78,7 @@ def traced(
             while True:
                 with steps:
                     item = step(value)
-                steps.seen.append(item)
+                steps.saw(item)
                 try:
                     step, value = inner.send, (yield item)
                 except GeneratorExit:
@@ -94,7 +103,7 @@ def traced(
             while True:
                 with steps:
                     item = await step(value)
-                steps.seen.append(item)
+                steps.saw(item)
                 try:
                     step, value = inner.asend, (yield item)
                 except GeneratorExit:
@@ -112,11 +121,15 @@ def traced(
 
     kinds: tuple[tuple[Callable[[Any], bool], Callable[..., Any]], ...] = (
         (inspect.isasyncgenfunction, generate_async),
-        (inspect.iscoroutinefunction, call_async),
+        (_is_async, call_async),
         (inspect.isgeneratorfunction, generate),
     )
     wrapper = next((wrapper for is_kind, wrapper in kinds if is_kind(function)), call)
     return cast("F", functools.wraps(function)(wrapper))
+
+
+def _is_async(function: Any) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 class _Steps(Generic[K]):
@@ -127,6 +140,10 @@ class _Steps(Generic[K]):
         self.seen: list[Any] = []
         self._inside = block.open()
         self._token: Token[Context] | None = None
+
+    def saw(self, item: Any) -> None:
+        if len(self.seen) < MAX_YIELDED:
+            self.seen.append(item)
 
     def __enter__(self) -> None:
         self._token = attach(self._inside)

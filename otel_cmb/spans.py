@@ -20,7 +20,7 @@ from typing import Any, TypeVar, overload
 from opentelemetry.trace import SpanKind
 
 from otel_cmb.block import AGENT_KEY, Block, agent_of, current_agent, inputs_of, instant, label, meta_of, number, texts
-from otel_cmb.decorate import arguments_of, traced
+from otel_cmb.decorate import arguments_of, name_of, traced
 from otel_cmb.payload import message_parts, text_of, to_json, type_name
 
 __all__ = [
@@ -224,7 +224,7 @@ def traced_agent(
     def decorate(target: F) -> F:
         def make(args: tuple[Any, ...], kwargs: dict[str, Any]) -> AgentCall:
             given = arguments_of(target, args, kwargs)
-            return agent_call(name or target.__name__, next(iter(given.values())) if len(given) == 1 else given or None,
+            return agent_call(name or name_of(target), next(iter(given.values())) if len(given) == 1 else given or None,
                               role=role)
 
         return traced(target, make, AgentCall.set_response)
@@ -240,7 +240,7 @@ def traced_tool(function: F | None = None, *, name: str | None = None) -> F | Ca
     """Calls of the function are calls of a tool. As :func:`traced_agent`."""
     def decorate(target: F) -> F:
         def make(args: tuple[Any, ...], kwargs: dict[str, Any]) -> ToolCall:
-            return tool_call(name or target.__name__, arguments_of(target, args, kwargs))
+            return tool_call(name or name_of(target), arguments_of(target, args, kwargs))
 
         return traced(target, make, ToolCall.set_result)
 

@@ -133,6 +133,7 @@ def test_auto_pattern(recorded, tmp_path):
                                 "is_termination_msg": lambda message: "TERMINATE" in str(message.get("content"))})
         initiate_group_chat(pattern, messages="go", max_rounds=20)
     assert recorded.handoffs() == [("planner", "engineer"), ("engineer", "executor"), ("executor", "planner")]
+    assert [meta(span)["reason"] for span in recorded.of("handoff")] == ["auto"] * 3
     assert recorded.agents() == Counter({"chat_manager": 1, "checking_agent": 3, "engineer": 1, "executor": 1,
                                          "planner": 2, "speaker_selection_agent": 3})
     assert recorded.tokens() == (6, 762)

@@ -300,6 +300,18 @@ def test_decorated_functions(recorded):
     assert add.__name__ == "add"
 
 
+def test_decorated_callables_that_are_no_functions(recorded):
+    class Search:
+        async def __call__(self, query):
+            return query.upper()
+
+    assert asyncio.run(spans.traced_tool(Search())("a")) == "A"
+    assert asyncio.run(spans.traced_tool(lambda: asyncio.sleep(0, "late"))()) == "late"
+    first, second = recorded.get_finished_spans()
+    assert (first.name, loads(first, "gen_ai.tool.call.result")) == ("execute_tool Search", "A")
+    assert "gen_ai.tool.call.result" not in second.attributes
+
+
 def test_decorated_methods_do_not_record_self(recorded):
     class Team:
         @spans.traced_agent

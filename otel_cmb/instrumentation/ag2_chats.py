@@ -23,7 +23,7 @@ from otel_cmb.instrumentation.ag2_state import (
     values,
 )
 
-__all__ = ["CHAT", "CHATS", "MESSAGE", "RESUME", "SELECT", "forget_nodes"]
+__all__ = ["AUTO", "CHAT", "CHATS", "MESSAGE", "RESUME", "SELECT", "forget_nodes"]
 
 MANAGER = "GroupChatManager"
 QUIET_KEY = create_key("otel_cmb-ag2-quiet")
@@ -193,4 +193,11 @@ def _method(chat: Any) -> str:
     return "after_work" if _is_pattern(chat) else str(getattr(method, "__name__", "custom"))
 
 
+def begin_auto(_chat: Any, _call: Call) -> None:
+    """A model selects: the reason, unless a tool has asked for it."""
+    if (found := group()) is not None and found.reason is None:
+        found.reason = "auto"
+
+
 SELECT: Hook[Any] = Hook(begin_select, finish_select)
+AUTO: Hook[Any] = Hook(begin_auto)

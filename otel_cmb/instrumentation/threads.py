@@ -56,7 +56,8 @@ def _start_in_context(self: threading.Thread) -> None:
 
 @functools.wraps(_submit)  # type: ignore[arg-type]
 def _submit_in_context(self: ThreadPoolExecutor, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    if not _users:
+    if not _users or any(kind.__name__ == "InterpreterPoolExecutor" for kind in type(self).__mro__):
+        # Another interpreter gets its work pickled (Python 3.14); a context has spans in it and cannot go there.
         return _original_submit(self, function, *args, **kwargs)
     # Also when the context is empty: a worker must not keep that of the thread that happened to start it.
     return _original_submit(self, functools.partial(_call, get_current(), function), *args, **kwargs)
