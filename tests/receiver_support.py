@@ -104,11 +104,13 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(pipeline: Any = None, general: dict[str, Any] | None = None, **flags: Any) -> Iterator[Running]:
+def running(
+    pipeline: Any = None, general: dict[str, Any] | None = None, *, web: bool = False, **flags: Any
+) -> Iterator[Running]:
     pipeline = FakePipeline() if pipeline is None else pipeline
     flags = {"grpc": "127.0.0.1:0", "http": "127.0.0.1:0", "drain_timeout": 2, **flags}
     settings, _ = load(flags, env={})
-    receiver = Receiver(settings, config.load({}, **(general or {})), pipeline)
+    receiver = Receiver(settings, config.load({}, **(general or {})), pipeline, web=web)
     ready, failed = threading.Event(), []
     loop_and_stop: list[Any] = []
 

@@ -330,16 +330,24 @@ def test_other_content_is_415(server: Running, headers: dict[str, str], status: 
     assert requests.post(server.http + "/v1/traces", data=b"", headers=headers, timeout=5).status_code == status
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "HEAD"])
-def test_other_methods_are_405(server: Running, method: str) -> None:
-    answer = requests.request(method, server.http + "/v1/traces", timeout=5)
-    assert answer.status_code == 405
-    assert answer.headers["allow"] == "POST"
+@pytest.mark.parametrize("web", [False, True])
+def test_other_methods_are_405_and_other_paths_404(web: bool) -> None:
+    with running(web=web) as server:
+        for path in ("/v1/traces", "/v1/logs"):
+            for method in ("GET", "PUT", "DELETE", "PATCH", "HEAD"):
+                answer = requests.request(method, server.http + path, timeout=5)
+                assert answer.status_code == 405, method
+                assert answer.headers["allow"] == "POST"
+        for path in ("/", "/v1/metrics", "/v2/traces", "/runs/x"):
+            assert post(server, b"", path=path).status_code == 404, path
+        assert requests.get(server.http + "/nowhere", timeout=5).status_code == 404
+        assert requests.get(server.http + "/", timeout=5).status_code == (200 if web else 404)
 
 
-def test_other_paths_are_404(server: Running) -> None:
-    assert post(server, b"", path="/v1/metrics").status_code == 404
-    assert requests.get(server.http + "/nowhere", timeout=5).status_code == 404
+def test_the_web_page_of_another_name_is_not_served() -> None:
+    with running(web=True) as server:
+        answer = requests.get(server.http + "/", headers={"host": "evil.example"}, timeout=5)
+        assert answer.status_code == 421
 
 
 def test_unknown_methods_of_grpc_are_unimplemented(server: Running) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -30,6 +31,7 @@ SERVICES = {
     "logs": "opentelemetry.proto.collector.logs.v1.LogsService",
 }
 RUN_ID = "x-cmb-run-id"
+JAEGER_THREADS = 8
 
 
 def server_options(settings: ServeSettings) -> list[tuple[str, Any]]:
@@ -90,11 +92,24 @@ def _encoding(body: bytes) -> str:
 
 
 class GrpcDoor:
-    """The gRPC server of a receiver."""
+    """A gRPC server of a receiver: OTLP and health, and with `jaeger` also Jaeger's remote storage API, whose writer
+    OTLP is."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: House, jaeger: Any = None) -> None:
         self._house = house
-        self._server = grpc.aio.server(options=server_options(house.settings))
+        self._names = ["", *SERVICES.values()]
+        options = server_options(house.settings)
+        if jaeger is None:
+            self._server = grpc.aio.server(options=options)
+        else:
+            from otel_cmb.jaeger.grpc_server import SERVICE_NAMES, add_servicers
+
+            # its handlers leave decompression to gRPC, and run in threads of their own
+            options = [option for option in options if option[0] != "grpc.per_message_decompression"]
+            threads = ThreadPoolExecutor(JAEGER_THREADS, thread_name_prefix="otel-cmb-jaeger")
+            self._server = grpc.aio.server(threads, options=options)
+            add_servicers(self._server, jaeger, self._may_read)
+            self._names += SERVICE_NAMES
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined, unused-ignore]
         for signal, service in SERVICES.items():
             handler = grpc.stream_unary_rpc_method_handler(self._exporter(signal))
@@ -102,6 +117,14 @@ class GrpcDoor:
                 (grpc.method_handlers_generic_handler(service, {"Export": handler}),)
             )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+
+    def _may_read(self, context: Any) -> str | None:
+        """Why a caller of Jaeger's API may not read; `None` when it may."""
+        metadata = dict(context.invocation_metadata() or ())
+        caller = self._house.caller(metadata.get("authorization"), None)
+        if caller is None:
+            return "a valid bearer token is needed"
+        return None if caller.session_id is None else "this token is bound to one session and cannot read all traces"
 
     def _exporter(self, signal: str) -> Callable[[Any, Any], Awaitable[bytes]]:
         async def export(_: Any, context: Any) -> bytes:
@@ -142,11 +165,11 @@ class GrpcDoor:
         finally:
             house.reading.leave(size)
 
-    async def start(self, address: Address) -> Address:
+    async def start(self, address: Address, flag: str = "--grpc") -> Address:
         """Listen; returns the address with the port that was picked."""
-        bound = add_port(self._server, address, self._house.settings, "--grpc")
+        bound = add_port(self._server, address, self._house.settings, flag)
         await self._server.start()
-        for name in ("", *SERVICES.values()):
+        for name in self._names:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return bound
 

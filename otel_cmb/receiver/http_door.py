@@ -9,14 +9,15 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from otel_cmb.errors import ConfigurationError
@@ -29,6 +30,7 @@ from otel_cmb.receiver.settings import Address, ServeSettings
 __all__ = ["HttpDoor"]
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
+EXPORTS = ("/v1/traces", "/v1/logs")
 FORMS = {PROTOBUF: False, "application/protobuf": False, JSON: True}
 ENCODINGS = {"": "identity", "identity": "identity", "gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 DISCARD_BYTES, DISCARD_SECONDS = 256 * 1_048_576, 10.0
@@ -47,8 +49,13 @@ class _Respond(Exception):  # noqa: N818  (control flow inside this module)
 class HttpDoor:
     """The HTTP server of a receiver."""
 
-    def __init__(self, house: House, extra: Sequence[BaseRoute] = ()) -> None:
+    def __init__(self, house: House, web: Callable[[], Starlette] | None = None) -> None:
+        """`web` makes the web page's application, when it is asked for the first time."""
         self._house = house
+        self._make_web = web
+        self._web: Starlette | None = None
+        self._opened = contextlib.AsyncExitStack()
+        self._opening = asyncio.Lock()
         settings = house.settings
         routes: list[BaseRoute] = [
             Route("/v1/traces", self._traces, methods=["POST"]),
@@ -56,7 +63,7 @@ class HttpDoor:
             Route("/healthz", self._healthz),
             Route("/readyz", self._readyz),
             Route("/metrics", self._metrics),
-            *extra,
+            *([] if web is None else [Mount("/", self._page)]),
         ]
         config = uvicorn.Config(
             Starlette(routes=routes), http=_protocol(settings), ws="none", lifespan="off", log_config=None,
@@ -87,6 +94,25 @@ class HttpDoor:
         self._server.should_exit = True
         if self._task is not None:
             await self._task
+        await self._opened.aclose()
+
+    async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The web page has what nothing else has; it is only read, so any other method has found nothing."""
+        if scope["path"] in EXPORTS:
+            await PlainTextResponse("Method Not Allowed", 405, {"allow": "POST"})(scope, receive, send)
+        elif scope["method"] not in ("GET", "HEAD"):
+            await PlainTextResponse("Not Found", 404)(scope, receive, send)
+        else:
+            await (self._web or await self._open_web())(scope, receive, send)
+
+    async def _open_web(self) -> Starlette:
+        async with self._opening:
+            if self._web is None:
+                assert self._make_web is not None  # noqa: S101  (the page is mounted only with it)
+                web = await asyncio.get_running_loop().run_in_executor(None, self._make_web)
+                await self._opened.enter_async_context(web.router.lifespan_context(web))
+                self._web = web
+            return self._web
 
     async def _traces(self, request: Request) -> Response:
         return await self._export(request, "traces")

@@ -25,7 +25,7 @@ _LOG = logging.getLogger("otel_cmb.receiver")
 class Receiver:
     """The doors in front of one pipeline. Raises :class:`ConfigurationError` for unusable files and addresses."""
 
-    def __init__(self, settings: ServeSettings, general: Settings, pipeline: Any) -> None:
+    def __init__(self, settings: ServeSettings, general: Settings, pipeline: Any, *, web: bool = False) -> None:
         self._settings = settings
         self._general = general
         self.intake = Intake(
@@ -36,13 +36,16 @@ class Receiver:
             fail_on_missing_run=general.on_missing_run == "fail",
         )
         self.house = House(settings, self.intake, TokenFile(settings.token_file) if settings.token_file else None)
+        self._web = web
         self._grpc: Any = None
         self._http: Any = None
+        self._jaeger: Any = None
+        self._query: Any = None
         self.addresses: dict[str, Address] = {}
 
     @property
     def ready_line(self) -> str:
-        """`grpc=HOST:PORT http=HOST:PORT`, as printed when the receiver is ready."""
+        """`grpc=HOST:PORT http=HOST:PORT`, and `jaeger=HOST:PORT` where it is served, as printed when all are ready."""
         return " ".join(f"{door}={address}" for door, address in self.addresses.items())
 
     async def start(self) -> None:
@@ -56,8 +59,27 @@ class Receiver:
         if settings.http is not None:
             from otel_cmb.receiver.http_door import HttpDoor
 
-            self._http = HttpDoor(self.house)
+            self._http = HttpDoor(self.house, self._web_page if self._web else None)
             self.addresses["http"] = await self._http.start(settings.http)
+        if settings.jaeger_storage is not None:
+            from otel_cmb.jaeger.query import JaegerQuery
+            from otel_cmb.receiver.grpc_door import GrpcDoor
+
+            self._query = JaegerQuery(self._general)
+            self._jaeger = GrpcDoor(self.house, self._query)
+            self.addresses["jaeger"] = await self._jaeger.start(settings.jaeger_storage, "--jaeger-storage")
+
+    def _web_page(self) -> Any:
+        """The page of `otel-cmb ui`, for the same tokens."""
+        from otel_cmb.reader import open_reader
+        from otel_cmb.ui.app import create_app
+        from otel_cmb.ui.guard import LOOPBACK
+
+        general, address = self._general, self.addresses["http"]
+        return create_app(
+            lambda: open_reader(general.database_url, schema=general.schema), token=self.house.tokens,
+            hosts=LOOPBACK | {address.host} if address.loopback else None,
+        )
 
     async def stop(self) -> None:
         """Answer new requests with "unavailable", let the running ones end within the drain timeout, close."""
@@ -68,7 +90,11 @@ class Receiver:
             doors.append(self._grpc.stop(grace))
         if self._http is not None:
             doors.append(self._http.stop())
+        if self._jaeger is not None:
+            doors.append(self._jaeger.stop(grace))
         await asyncio.gather(*doors)
+        if self._query is not None:
+            self._query.close()
         self.house.pool.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, stop: asyncio.Event, on_ready: Callable[[Receiver], None]) -> None:
@@ -117,7 +143,7 @@ def serve(settings: ServeSettings, general: Settings) -> None:
     _raise_file_limit()
     state_directory(general)  # a malformed database URL is an error now, an unreachable database is not
     pipeline = get_pipeline(general, per_trace_runs=True)
-    receiver = Receiver(settings, general, pipeline)
+    receiver = Receiver(settings, general, pipeline, web=True)
     _LOG.info("spans go to %s", safe_url(general.database_url))
 
     def ready(receiver: Receiver) -> None:

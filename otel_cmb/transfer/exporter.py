@@ -155,7 +155,8 @@ def _ended(span: Span) -> Span:
 
 
 def _send(
-    source: RunSpans, report: ExportReport, *, headers: list[tuple[str, str]], rate: float, after: str | None, total: int
+    source: RunSpans, report: ExportReport, *, headers: list[tuple[str, str]], rate: float, after: str | None,
+    total: int,
 ) -> None:
     import grpc
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
