@@ -1,0 +1,397 @@
+"""Jaeger's query API over HTTP, as its pages (any version since 1.x) and Grafana's Jaeger data source call it.
+
+v1 (`/api/...`, microseconds, `{"data": ...}`) and v3 (`/api/v3/...`, OTLP/JSON, camelCase; snake_case is taken too).
+`/api/v3/traces/{id}` and the like are JSON 404s when there is nothing; every other path below `/api` too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import Any
+
+import orjson
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from otel_cmb.errors import CMBError
+from otel_cmb.event import Span
+from otel_cmb.jaeger.match import TraceQuery
+from otel_cmb.jaeger.query import JaegerQuery
+from otel_cmb.jaeger.summary import Summary
+from otel_cmb.jaeger.v1 import duration_ns, trace_json
+from otel_cmb.otlp import MalformedError, decode, json_from_spans
+
+__all__ = ["routes"]
+
+_LOG = logging.getLogger("otel_cmb.jaeger")
+
+MAX_LIMIT = 1500
+"""Most traces in one answer; Jaeger's page offers as many."""
+MAX_BODY = 64 * 1_048_576
+_BODY_SECONDS = 30
+_LOOKBACK_NS = 48 * 3600 * 10**9
+
+
+class _AnswerError(Exception):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+Allow = Callable[[Request], str | None]
+"""Given the request: `None`, or why the caller may not."""
+
+
+def routes(query: JaegerQuery, allow: Allow | None = None) -> list[BaseRoute]:
+    """The routes to mount at the server's root. Handlers read the database in the thread pool, never on the loop.
+    `allow` is asked before each request; what it says is answered with 401."""
+    api = _Api(query)
+    paths: list[tuple[str, str, Callable[[Request], Any], bool]] = [
+        ("GET", "/api/services", api.services, False),
+        ("GET", "/api/services/{service:path}/operations", api.operations_of, False),
+        ("GET", "/api/operations", api.operations, False),
+        ("GET", "/api/traces", api.search, False),
+        ("GET", "/api/traces/{trace_id}", api.trace, False),
+        ("GET", "/api/dependencies", api.dependencies, False),
+        ("GET", "/api/v3/services", api.v3_services, True),
+        ("GET", "/api/v3/operations", api.v3_operations, True),
+        ("GET", "/api/v3/traces", api.v3_search, True),
+        ("GET", "/api/v3/traces/{trace_id}", api.v3_trace, True),
+        ("GET", "/api/v3/trace-summaries", api.v3_summaries, True),
+    ]
+    made: list[BaseRoute] = [
+        Route(path, _allowed(_endpoint(handler, v3), allow), methods=[method]) for method, path, handler, v3 in paths
+    ]
+    made.append(Route("/api/transform", _allowed(_transform, allow), methods=["POST"]))
+    made.append(Route("/api/{rest:path}", _allowed(_nothing, allow), methods=["GET", "POST", "PUT", "DELETE"]))
+    return made
+
+
+def _allowed(endpoint: Callable[[Request], Awaitable[Response]], allow: Allow | None) -> Callable[[Request], Any]:
+    async def guarded(request: Request) -> Response:
+        refusal = None if allow is None else allow(request)
+        if refusal is None:
+            return await endpoint(request)
+        error = _v3_error if request.url.path.startswith("/api/v3/") else _v1_error
+        response = error(401, refusal)
+        response.headers["www-authenticate"] = "Bearer"
+        return response
+
+    return guarded
+
+
+def _endpoint(handler: Callable[[Request], Any], v3: bool) -> Callable[[Request], Awaitable[Response]]:
+    error = _v3_error if v3 else _v1_error
+
+    async def endpoint(request: Request) -> Response:
+        return await run_in_threadpool(_answered, handler, request, error)
+
+    return endpoint
+
+
+def _answered(handler: Callable[[Any], Any], argument: Any, error: Callable[[int, str], Response]) -> Response:
+    try:
+        return _json(handler(argument))
+    except _AnswerError as found:
+        return error(found.status, str(found))
+    except ValueError as found:
+        if isinstance(found, CMBError):
+            return error(503, str(found))
+        return error(400, str(found))
+    except CMBError as found:
+        return error(503, str(found))
+    except SQLAlchemyError as found:
+        _LOG.warning("a question of Jaeger failed in the database: %s", type(found).__name__)
+        return error(503, "the database cannot be read now; try again")
+
+
+def _json(body: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status, media_type="application/json")
+
+
+def _v1_body(data: Any, errors: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    total = len(data) if isinstance(data, list) else 0
+    return {"data": data, "total": total, "limit": 0, "offset": 0, "errors": errors}
+
+
+def _v1_error(status: int, message: str) -> Response:
+    return _json(_v1_body(None, [{"code": status, "msg": message}]), status)
+
+
+def _v3_error(status: int, message: str) -> Response:
+    return _json({"error": {"httpCode": status, "message": message}}, status)
+
+
+async def _nothing(request: Request) -> Response:
+    error = _v3_error if request.url.path.startswith("/api/v3/") else _v1_error
+    return error(404, f"nothing is served at {request.url.path[:200]}")
+
+
+async def _transform(request: Request) -> Response:
+    """OTLP/JSON in, Jaeger's JSON out: what Jaeger's page calls when a file is dropped on it."""
+    body = bytearray()
+
+    async def receive() -> None:
+        async for chunk in request.stream():
+            body.extend(chunk)
+            if len(body) > MAX_BODY:
+                raise _AnswerError(413, f"the file is larger than {MAX_BODY} bytes")
+
+    try:
+        await asyncio.wait_for(receive(), _BODY_SECONDS)
+    except asyncio.TimeoutError:
+        return _v1_error(408, f"the file did not arrive within {_BODY_SECONDS} s")
+    except ClientDisconnect:
+        return Response(status_code=400)
+    except _AnswerError as found:
+        return _v1_error(found.status, str(found))
+    return await run_in_threadpool(_answered, _transformed, bytes(body), _v1_error)
+
+
+def _transformed(body: bytes) -> Any:
+    try:
+        spans = decode(orjson.loads(body)).spans
+    except (orjson.JSONDecodeError, MalformedError) as error:
+        raise _AnswerError(400, f"found no OTLP/JSON: {error}") from error
+    traces: dict[str, list[Span]] = {}
+    for span in spans:
+        traces.setdefault(span.trace_id, []).append(span)
+    return _v1_body([trace_json(found) for found in traces.values()])
+
+
+class _Api:
+    """The answers as Python values. `ValueError` is the client's mistake."""
+
+    def __init__(self, query: JaegerQuery) -> None:
+        self._query = query
+
+    # v1
+
+    def services(self, _: Request) -> Any:
+        return _v1_body(self._query.services())
+
+    def operations_of(self, request: Request) -> Any:
+        return _v1_body(sorted({name for name, _ in self._query.operations(request.path_params["service"])}))
+
+    def operations(self, request: Request) -> Any:
+        service = request.query_params.get("service", "")
+        if not service:
+            raise ValueError("parameter service is needed")
+        found = self._query.operations(service, request.query_params.get("spanKind", ""))
+        return _v1_body([{"name": name, "spanKind": kind} for name, kind in found])
+
+    def trace(self, request: Request) -> Any:
+        return _v1_body([trace_json(self._trace(request))])
+
+    def search(self, request: Request) -> Any:
+        wanted = request.query_params.getlist("traceID")
+        if wanted:
+            traces = self._query.traces([_trace_id(item) for item in wanted[:MAX_LIMIT]])
+        else:
+            traces = self._query.find(_v1_query(request))
+        return _v1_body([trace_json(spans) for spans in traces])
+
+    def dependencies(self, request: Request) -> Any:
+        end_ms = _whole(request.query_params, "endTs", time.time_ns() // 10**6)
+        lookback_ms = _whole(request.query_params, "lookback", 24 * 3600 * 1000)
+        found = self._query.dependencies((end_ms - lookback_ms) * 10**6, end_ms * 10**6)
+        return _v1_body([{"parent": parent, "child": child, "callCount": count} for parent, child, count in found])
+
+    # v3
+
+    def v3_services(self, _: Request) -> Any:
+        return {"services": self._query.services()}
+
+    def v3_operations(self, request: Request) -> Any:
+        kind = request.query_params.get("spanKind") or request.query_params.get("span_kind") or ""
+        found = self._query.operations(request.query_params.get("service", ""), kind)
+        return {"operations": [{"name": name, "spanKind": kind or "internal"} for name, kind in found]}
+
+    def v3_trace(self, request: Request) -> Any:
+        return {"result": _otlp(self._trace(request))}
+
+    def v3_search(self, request: Request) -> Any:
+        spans = [span for found in self._query.find(_v3_query(request)) for span in found]
+        if not spans:
+            raise _AnswerError(404, "No traces found")
+        return {"result": _otlp(spans)}
+
+    def v3_summaries(self, request: Request) -> Any:
+        return {"summaries": [_summary(found) for found in self._query.summaries(_v3_query(request))]}
+
+    def _trace(self, request: Request) -> list[Span]:
+        spans = self._query.trace(_trace_id(request.path_params["trace_id"]))
+        if not spans:
+            raise _AnswerError(404, "trace not found")
+        return spans
+
+
+def _otlp(spans: Sequence[Span]) -> dict[str, Any]:
+    """OTLP/JSON as Jaeger's page checks it: an attribute without a value is not allowed there."""
+    return json_from_spans([
+        replace(span, attributes={key: "" if value is None else value for key, value in span.attributes.items()})
+        if None in span.attributes.values() else span
+        for span in spans
+    ])
+
+
+def _summary(found: Summary) -> dict[str, Any]:
+    return {
+        "traceId": found.trace_id,
+        "traceID": found.trace_id,  # pages before 2.21 read this spelling
+        "rootServiceName": found.root_service,
+        "rootOperationName": found.root_operation,
+        "minStartTimeUnixNano": str(found.start_ns),
+        "maxEndTimeUnixNano": str(found.end_ns),
+        "spanCount": found.spans,
+        "errorSpanCount": found.errors,
+        "orphanSpanCount": found.orphans,
+        "services": [
+            {"name": name, "spanCount": count, "errorSpanCount": errors}
+            for name, (count, errors) in found.services.items()
+        ],
+    }
+
+
+# Parameters.
+
+
+def _trace_id(text: str) -> str:
+    """32 hex digits; Jaeger's pages leave leading zeros out."""
+    if not 0 < len(text) <= 32 or not all(digit in "0123456789abcdefABCDEF" for digit in text):
+        raise ValueError(f"found trace id {text[:40]!r}, expected up to 32 hex digits")
+    return text.lower().rjust(32, "0")
+
+
+def _whole(parameters: Mapping[str, str], name: str, default: int) -> int:
+    text = parameters.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdecimal()) or len(text) > 19:
+        raise ValueError(f"parameter {name}: found {text[:40]!r}, expected a whole number")
+    return int(text)
+
+
+def _limit(parameters: Mapping[str, str], names: Iterable[str], default: int) -> int:
+    for name in names:
+        if parameters.get(name):
+            return min(_whole(parameters, name, default) or default, MAX_LIMIT)
+    return default
+
+
+def _v1_query(request: Request) -> TraceQuery:
+    parameters = request.query_params
+    end_us = _whole(parameters, "end", time.time_ns() // 1000)
+    start_us = _whole(parameters, "start", end_us - _lookback(parameters.get("lookback", "")) // 1000)
+    return TraceQuery(
+        service=parameters.get("service", ""),
+        operation=parameters.get("operation", ""),
+        attributes=_v1_tags(parameters.getlist("tag"), parameters.getlist("tags")),
+        start_min_ns=start_us * 1000,
+        start_max_ns=end_us * 1000,
+        duration_min_ns=duration_ns(parameters.get("minDuration", "")),
+        duration_max_ns=duration_ns(parameters.get("maxDuration", "")),
+        limit=_limit(parameters, ("limit",), 100),
+    )
+
+
+def _lookback(text: str) -> int:
+    """Grafana and old pages write days too; `custom` says that start and end are given."""
+    if text in {"", "custom"}:
+        return _LOOKBACK_NS
+    if text.endswith("d") and text[:-1].isdecimal():
+        return int(text[:-1]) * 24 * 3600 * 10**9
+    return duration_ns(text)
+
+
+def _v1_tags(pairs: Iterable[str], maps: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        key, colon, value = pair.partition(":")
+        if not colon:
+            raise ValueError(f"parameter tag: found {pair[:40]!r}, expected key:value")
+        found[key] = value
+    for text in maps:
+        found.update(_map(text, "tags"))
+    return found
+
+
+def _map(text: str, name: str) -> dict[str, str]:
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(f"parameter {name}: found {text[:40]!r}, expected a JSON object of texts")  # noqa: TRY004
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        for key, value in values.items()
+    }
+
+
+_V3 = {
+    "service": ("query.serviceName", "query.service_name"),
+    "operation": ("query.operationName", "query.operation_name", "query.spanName", "query.span_name"),
+    "start": ("query.startTimeMin", "query.start_time_min"),
+    "end": ("query.startTimeMax", "query.start_time_max"),
+    "shortest": ("query.durationMin", "query.duration_min"),
+    "longest": ("query.durationMax", "query.duration_max"),
+    "attributes": ("query.attributes",),
+}
+_V3_LIMITS = ("query.searchDepth", "query.search_depth", "query.numTraces", "query.num_traces")
+
+
+def _v3_query(request: Request) -> TraceQuery:
+    parameters = request.query_params
+    given = {
+        what: next((parameters[name] for name in names if parameters.get(name)), "") for what, names in _V3.items()
+    }
+    if parameters.get("query.filter"):
+        raise ValueError("query.filter is not served; use query.serviceName, query.attributes, ...")
+    for what in ("start", "end"):
+        if not given[what]:
+            raise ValueError(f"parameter {_V3[what][0]} is needed")
+    start_ns, end_ns = (_moment(given[what], _V3[what][0]) for what in ("start", "end"))
+    if start_ns >= end_ns:
+        raise ValueError(f"{_V3['start'][0]} is not before {_V3['end'][0]}")
+    return TraceQuery(
+        service=given["service"],
+        operation=given["operation"],
+        attributes=_map(given["attributes"], "query.attributes") if given["attributes"] else {},
+        start_min_ns=start_ns,
+        start_max_ns=end_ns,
+        duration_min_ns=duration_ns(given["shortest"]),
+        duration_max_ns=duration_ns(given["longest"]),
+        limit=_limit(parameters, _V3_LIMITS, 100),
+    )
+
+
+def _moment(text: str, name: str) -> int:
+    """RFC 3339 with up to nine digits of a second, to nanoseconds."""
+    try:
+        head, dot, rest = text.partition(".")
+        digits = ""
+        if dot:
+            digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+            rest = rest[len(digits):]
+            if not 0 < len(digits) <= 9:
+                raise ValueError
+            head += rest
+        # A "+" in a query string arrives as a space.
+        moment = datetime.fromisoformat(head.replace("Z", "+00:00").replace(" ", "+"))
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=timezone.utc)
+        return int(moment.timestamp()) * 10**9 + int(digits.ljust(9, "0") or 0)
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"parameter {name}: found {text[:40]!r}, expected a time like 2026-01-31T12:00:00.5Z"
+        ) from None
