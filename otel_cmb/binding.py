@@ -104,12 +104,9 @@ def bind(connection: Connection, settings: Settings, *, create: bool = True, rea
         migrations.upgrade(connection.engine, settings, found.schema)
         found = examine(connection, settings)
         connection.rollback()
-    _refuse_misfits(found, settings)
-    if not read_only and not found.tables["execution_events"].writable:
-        raise SchemaError(
-            f"execution_events of {safe_url(settings.database_url)} cannot be written: "
-            f"{found.tables['execution_events'].reason}"
-        )
+    readable = "execution_events" in found.tables and not found.mismatches and found.revision in {None, migrations.HEAD}
+    if not (read_only and readable) and (reason := refusal(found, settings)) is not None:
+        raise SchemaMismatchError(reason, found.mismatches) if found.mismatches else SchemaError(reason)
     return Binding(
         owned=found.owned, dialect=found.dialect, schema=found.schema, tables=found.tables,
         node_key="pair" if len(found.tables["dag_nodes"].key) == 2 else "single",
@@ -123,31 +120,31 @@ def _may_make(found: Examination) -> bool:
     return found.owned and found.dialect == SQLITE and found.revision in migrations.KNOWN[:-1]
 
 
-def _refuse_misfits(found: Examination, settings: Settings) -> None:
+def refusal(found: Examination, settings: Settings) -> str | None:
+    """Why this database cannot be written, in one message for everything that does not fit; `None`: it can."""
     where = safe_url(settings.database_url)
     if found.empty:
-        raise SchemaError(f"{where} has no tables yet; make them with: otel-cmb db init")
+        return f"{where} has no tables yet; make them with: otel-cmb db init"
     if found.in_the_way:
-        raise SchemaError(
+        return (
             f"{where} has tables of another program ({', '.join(found.in_the_way)}) but no execution_events; let the "
             "application make its tables first, or use another database or schema"
         )
     if found.revision is not None and found.revision not in migrations.KNOWN:
-        raise SchemaError(
+        return (
             f"{where} has revision {found.revision} of the schema, made by a newer otel-cmb; this one knows "
             f"{migrations.HEAD}: pip install --upgrade otel-cmb"
         )
     if found.owned and found.revision != migrations.HEAD:
-        raise SchemaError(
+        return (
             f"{where} has revision {found.revision} of the schema, this otel-cmb needs {migrations.HEAD}; "
             "upgrade it with: otel-cmb db upgrade"
         )
     if found.mismatches:
         listed = "\n".join(f"  {number}. {item}" for number, item in enumerate(found.mismatches, 1))
-        raise SchemaMismatchError(
-            f"the tables of {where} do not fit ({len(found.mismatches)} found); nothing was changed:\n{listed}",
-            found.mismatches,
-        )
+        return f"the tables of {where} do not fit ({len(found.mismatches)} found); nothing was changed:\n{listed}"
+    events = found.tables["execution_events"]
+    return None if events.writable else f"execution_events of {where} cannot be written: {events.reason}"
 
 
 # -- what is there ------------------------------------------------------------------------------------------------

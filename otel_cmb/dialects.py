@@ -12,8 +12,8 @@ import os
 import sqlite3
 import stat
 import weakref
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from urllib.parse import quote as quote_path
@@ -29,9 +29,9 @@ from otel_cmb.errors import ConfigurationError, DatabaseUnavailableError, Databa
 from otel_cmb.faults import Fault, Verdict, classify
 
 __all__ = [
-    "POSTGRESQL", "SQLITE", "Fault", "Verdict", "begin_read", "begin_write", "check_url", "classify", "connect",
-    "identifier", "in_list", "insert_sql", "list_param", "lock_mode", "lock_runs", "make_engine", "mark", "qualified",
-    "schema_identifier", "timestamp", "timestamp_ns", "update_sql",
+    "POSTGRESQL", "SQLITE", "Fault", "Verdict", "begin_read", "begin_write", "check_url", "classify", "clear_errors",
+    "connect", "identifier", "in_list", "insert_sql", "list_param", "lock_mode", "lock_runs", "make_engine", "mark",
+    "qualified", "schema_identifier", "timestamp", "timestamp_ns", "update_sql",
 ]
 
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
@@ -257,14 +257,20 @@ def _refuse_inherited_connections(engine: Engine) -> None:
 def connect(engine: Engine) -> Connection:
     """A connection, or one clear error: :class:`DatabaseUnavailableError` for an outage,
     :class:`ConfigurationError` where trying again would not help (wrong password, no such database)."""
-    try:
+    with clear_errors(engine):
         return engine.connect()
+
+
+@contextmanager
+def clear_errors(engine: Engine) -> Iterator[None]:
+    """What the driver raises inside, as one clear error with the database's name and no password, see
+    :func:`connect`."""
+    try:
+        yield
     except (DBAPIError, PoolTimeout) as error:
         fault, reason = classify(error)
         message = f"{safe_url(engine.url.render_as_string(hide_password=True))}: {reason}"
-        if fault is Fault.OUTAGE:
-            raise DatabaseUnavailableError(message) from error
-        raise ConfigurationError(message) from error
+        raise (DatabaseUnavailableError if fault is Fault.OUTAGE else ConfigurationError)(message) from error
 
 
 # -- transactions and locks ---------------------------------------------------------------------------------------
