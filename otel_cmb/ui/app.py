@@ -62,7 +62,8 @@ def create_app(
 
     `reader_factory` is called when a reader is needed; the application closes what it opened when it shuts down.
     `token`: what who reads must show: one, several with the session each is bound to (a bound one sees that session
-    only), or a `TokenFile`. `hosts`: names under which the page may be asked for; `None` allows any, and is right only with a token.
+    only), or a `TokenFile`. `hosts`: names under which the page may be asked for; `None` allows any, and is right only
+    with a token.
     `jaeger_url`: where a trace can be looked at, e.g. http://127.0.0.1:16686.
     """
     if isinstance(token, str):

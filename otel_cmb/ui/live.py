@@ -76,7 +76,8 @@ class Picture:
             full = look == 0 or look > self._look
             look = 0 if full else look
             answer: dict[str, Any] = {
-                "token": token, "full": full, "run": self._run.to_dict() if self._run is not None else None, "next": self._next, "columns": COLUMNS,
+                "token": token, "full": full, "run": None if self._run is None else self._run.to_dict(),
+                "next": self._next, "columns": COLUMNS,
                 "rows": [row for seen, row in self._rows.values() if seen > look],
                 "removed": [key for key, seen in self._removed.items() if seen > look],
             }
