@@ -120,11 +120,7 @@ class GrpcDoor:
 
     def _may_read(self, context: Any) -> str | None:
         """Why a caller of Jaeger's API may not read; `None` when it may."""
-        metadata = dict(context.invocation_metadata() or ())
-        caller = self._house.caller(metadata.get("authorization"), None)
-        if caller is None:
-            return "a valid bearer token is needed"
-        return None if caller.session_id is None else "this token is bound to one session and cannot read all traces"
+        return self._house.reading_refused(dict(context.invocation_metadata() or ()).get("authorization"))
 
     def _exporter(self, signal: str) -> Callable[[Any, Any], Awaitable[bytes]]:
         async def export(_: Any, context: Any) -> bytes:

@@ -50,6 +50,13 @@ class House:
         found = self.tokens.find(authorization)
         return None if found is None else Caller(session_id=found.session_id, run_id=run_id)
 
+    def reading_refused(self, authorization: str | None) -> str | None:
+        """Why a caller may not read all traces; `None` when it may."""
+        found = self.caller(authorization, None)
+        if found is None:
+            return "a valid bearer token is needed"
+        return None if found.session_id is None else "this token is bound to one session and cannot read all traces"
+
     async def work(
         self, door: str, signal: str, body: bytes, caller: Caller, *, as_json: bool = False, encoding: str = "identity"
     ) -> Answer:

@@ -10,7 +10,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -26,6 +26,9 @@ from otel_cmb.receiver.grpc_door import RUN_ID
 from otel_cmb.receiver.house import House
 from otel_cmb.receiver.metrics import CONTENT_TYPE, render
 from otel_cmb.receiver.settings import Address, ServeSettings
+
+if TYPE_CHECKING:
+    from otel_cmb.receiver.web import Web
 
 __all__ = ["HttpDoor"]
 
@@ -49,11 +52,11 @@ class _Respond(Exception):  # noqa: N818  (control flow inside this module)
 class HttpDoor:
     """The HTTP server of a receiver."""
 
-    def __init__(self, house: House, web: Callable[[], Starlette] | None = None) -> None:
-        """`web` makes the web page's application, when it is asked for the first time."""
+    def __init__(self, house: House, web: Callable[[], Web] | None = None) -> None:
+        """`web` makes what is served beside the receiver, when it is asked for the first time."""
         self._house = house
         self._make_web = web
-        self._web: Starlette | None = None
+        self._web: Web | None = None
         self._opened = contextlib.AsyncExitStack()
         self._opening = asyncio.Lock()
         settings = house.settings
@@ -97,20 +100,17 @@ class HttpDoor:
         await self._opened.aclose()
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The web page has what nothing else has; it is only read, so any other method has found nothing."""
         if scope["path"] in EXPORTS:
             await PlainTextResponse("Method Not Allowed", 405, {"allow": "POST"})(scope, receive, send)
-        elif scope["method"] not in ("GET", "HEAD"):
-            await PlainTextResponse("Not Found", 404)(scope, receive, send)
         else:
             await (self._web or await self._open_web())(scope, receive, send)
 
-    async def _open_web(self) -> Starlette:
+    async def _open_web(self) -> Web:
         async with self._opening:
             if self._web is None:
                 assert self._make_web is not None  # noqa: S101  (the page is mounted only with it)
                 web = await asyncio.get_running_loop().run_in_executor(None, self._make_web)
-                await self._opened.enter_async_context(web.router.lifespan_context(web))
+                await self._opened.enter_async_context(web.page.router.lifespan_context(web.page))
                 self._web = web
             return self._web
 

@@ -62,24 +62,22 @@ class Receiver:
             self._http = HttpDoor(self.house, self._web_page if self._web else None)
             self.addresses["http"] = await self._http.start(settings.http)
         if settings.jaeger_storage is not None:
-            from otel_cmb.jaeger.query import JaegerQuery
             from otel_cmb.receiver.grpc_door import GrpcDoor
 
-            self._query = JaegerQuery(self._general)
-            self._jaeger = GrpcDoor(self.house, self._query)
+            self._jaeger = GrpcDoor(self.house, self._jaeger_query())
             self.addresses["jaeger"] = await self._jaeger.start(settings.jaeger_storage, "--jaeger-storage")
 
     def _web_page(self) -> Any:
-        """The page of `otel-cmb ui`, for the same tokens."""
-        from otel_cmb.reader import open_reader
-        from otel_cmb.ui.app import create_app
-        from otel_cmb.ui.guard import LOOPBACK
+        from otel_cmb.receiver.web import Web
 
-        general, address = self._general, self.addresses["http"]
-        return create_app(
-            lambda: open_reader(general.database_url, schema=general.schema), token=self.house.tokens,
-            hosts=LOOPBACK | {address.host} if address.loopback else None,
-        )
+        return Web(self.house, self._general, self.addresses["http"], self._jaeger_query())
+
+    def _jaeger_query(self) -> Any:
+        if self._query is None:
+            from otel_cmb.jaeger.query import JaegerQuery
+
+            self._query = JaegerQuery(self._general)
+        return self._query
 
     async def stop(self) -> None:
         """Answer new requests with "unavailable", let the running ones end within the drain timeout, close."""
