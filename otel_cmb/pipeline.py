@@ -26,7 +26,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, detach, set_value
@@ -36,25 +36,46 @@ from sqlalchemy.exc import ArgumentError
 
 from otel_cmb import clock, rebuild
 from otel_cmb.accounting import Stats, Ticket, Totals
+from otel_cmb.capture import strip_content
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.errors import ConfigurationError, DatabaseUnavailableError, DatabaseURLError, JournalError, SchemaError
 from otel_cmb.event import Span, Stamp, event_id
 from otel_cmb.faults import Fault, classify
+from otel_cmb.items import (
+    COMMITTED,
+    DEFERRED,
+    ENDED,
+    MERGED,
+    NO_SPAN,
+    PARKED,
+    UNSETTLED,
+    Item,
+)
+from otel_cmb.items import (
+    Outcome as Fate,
+)
 from otel_cmb.journal import (
-    Journal, JournalFullError, Parked, Progress, Record, adoptable, database_directory, journals, keep_for_ever,
+    Journal,
+    JournalFullError,
+    Parked,
+    Progress,
+    Record,
+    adoptable,
+    database_directory,
+    journals,
+    keep_for_ever,
     read_only_summary,
 )
-from otel_cmb.binding import Binding
-from otel_cmb.capture import strip_content
 from otel_cmb.otlp_clean import SpanContent
 from otel_cmb.redact import Redactor
 from otel_cmb.sanitize import clean_span
 from otel_cmb.sdk import span_from_sdk
 from otel_cmb.standby import Standby
 from otel_cmb.workflow import DIED
-from otel_cmb.store import (
-    COMMITTED, DEFERRED, ENDED, MERGED, NO_SPAN, PARKED, UNSETTLED, Item, Outcome as Fate, Store,
-)
+
+if TYPE_CHECKING:
+    from otel_cmb.binding import Binding
+    from otel_cmb.store import Store
 
 __all__ = ["Pipeline", "current_pipeline", "get_pipeline", "state_directory"]
 
@@ -1050,6 +1071,8 @@ class Pipeline:
     def _the_store(self) -> Store:
         with self._start_lock:
             if self._store is None:
+                from otel_cmb.store import Store  # SQLAlchemy and all: not on the program's thread, not at import
+
                 self._directory = self._directory or state_directory(self.settings)
                 self._store = Store(self.settings, self._directory, per_trace_runs=self.per_trace_runs)
             return self._store

@@ -23,55 +23,47 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from otel_cmb import clock, mapper, rebuild
+from otel_cmb import mapper, rebuild
 from otel_cmb.binding import Binding, bind
 from otel_cmb.bulk import insert_rows
-from otel_cmb.bulk import insert_rows
 from otel_cmb.config import Settings, safe_url
-from otel_cmb.dialects import begin_write, in_list, insert_sql, list_param, lock_runs, make_engine, mark, qualified, update_sql
+from otel_cmb.dialects import (
+    begin_write,
+    in_list,
+    insert_sql,
+    list_param,
+    lock_runs,
+    make_engine,
+    mark,
+    qualified,
+    update_sql,
+)
 from otel_cmb.errors import RunNotFoundError
 from otel_cmb.event import Event, Span, Stamp, trace_id_range
 from otel_cmb.history import HistoryWriter
+from otel_cmb.items import (
+    COMMITTED,
+    DEFERRED,
+    ENDED,
+    ID_CONFLICT,
+    IGNORED,
+    MERGED,
+    NO_RUN,
+    NO_SPAN,
+    PARKED,
+    REFUSED,
+    RUN_NOT_FOUND,
+    SESSION_MISMATCH,
+    UNSETTLED,
+    Item,
+    Outcome,
+)
 from otel_cmb.known import Known
 from otel_cmb.rows import EventRows, Placement, side_rows
-from otel_cmb.traces import COMPLETED, CONFLICT, DUPLICATE, Trace, TraceCache
+from otel_cmb.traces import CONFLICT, DUPLICATE, Trace, TraceCache
 from otel_cmb.workflow import RunRow, Workflow
 
 __all__ = ["Item", "Outcome", "Store"]
-
-# What became of an item.
-COMMITTED, MERGED, IGNORED, DEFERRED, PARKED, REFUSED = "committed", "merged", "ignored", "deferred", "parked", "refused"
-
-ENDED = "ended"
-"""Reason of a start that is merged: the span's end is known already."""
-
-RUN_NOT_FOUND, NO_RUN, SESSION_MISMATCH, ID_CONFLICT, UNSETTLED, NO_SPAN = (
-    "run_not_found", "no_run", "session_mismatch", "id_conflict", "unsettled", "no_span")
-
-
-@dataclass(slots=True)
-class Outcome:
-    """The fate of one item, with the reason where it was not committed."""
-
-    result: str
-    reason: str = ""
-    detail: str = ""
-    run_id: str | None = None
-
-
-@dataclass(slots=True)
-class Item:
-    """A span or a command on its way into the database."""
-
-    seq: int
-    span: Span | None = None
-    command: dict[str, Any] | None = None
-    content: Span | None = None
-    """Carries attributes from log records, to be joined to the span it names."""
-    settle: bool = True
-    """Nobody will name a run any more: make one, or park. False while the trace's root may still come."""
-    outcome: Outcome | None = None
-
 
 @dataclass(slots=True)
 class _Place:
