@@ -196,6 +196,38 @@ def test_a_price_of_ones_own_and_a_message_of_parts(recorded):
     assert (inputs(answer), outputs(answer)) == ({"message": "hi"}, {"response": "hello"})
 
 
+def test_a_model_client_of_ones_own(recorded):
+    from types import SimpleNamespace
+
+    class Client:
+        def __init__(self, config, **kwargs):
+            pass
+
+        def create(self, params):
+            message = SimpleNamespace(content="mine", function_call=None, tool_calls=None)
+            return SimpleNamespace(choices=[SimpleNamespace(message=message)], model="own", cost=0.25,
+                                   usage=SimpleNamespace(prompt_tokens=7, completion_tokens=3))
+
+        def message_retrieval(self, response):
+            return [choice.message.content for choice in response.choices]
+
+        def cost(self, response):
+            return 0.25
+
+        @staticmethod
+        def get_usage(response):
+            return {}
+
+    agent = AssistantAgent("engineer", llm_config={"config_list": [{"model": "own", "model_client_cls": "Client"}],
+                                                   "cache_seed": None})
+    agent.register_model_client(model_client_cls=Client)
+    assert agent.generate_reply(messages=[{"role": "user", "content": "hi"}]) == "mine"
+    (chat,) = recorded.of("llm_call")
+    assert recorded.tokens() == (1, 10)
+    assert chat.attributes["gen_ai.usage.cost"] == 0.25
+    assert meta(chat) == {}
+
+
 def test_chats_of_many_threads_do_not_mix(recorded, tmp_path):
     def work(number):
         directory = tmp_path / str(number)

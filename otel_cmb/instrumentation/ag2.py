@@ -18,7 +18,7 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 
 from otel_cmb._version import __version__
 from otel_cmb.instrumentation import threads
-from otel_cmb.instrumentation.ag2_agents import AGENT, HUMAN, LLM, MANUAL, TOOL
+from otel_cmb.instrumentation.ag2_agents import AGENT, HUMAN, LLM, MANUAL, TOOL, USAGE
 from otel_cmb.instrumentation.ag2_chats import AUTO, CHAT, CHATS, MESSAGE, RESUME, SELECT, forget_nodes
 from otel_cmb.instrumentation.ag2_code import BLOCKS, EXECUTOR, RUN_CODE
 from otel_cmb.instrumentation.ag2_native import quieten
@@ -45,7 +45,7 @@ TABLE: tuple[tuple[tuple[str, str], Hooks], ...] = (
         "select_speaker": SELECT, "a_select_speaker": SELECT, "manual_select_speaker": MANUAL,
         "_auto_select_speaker": AUTO, "a_auto_select_speaker": AUTO,
     }),
-    (("autogen.oai.client", "OpenAIWrapper"), {"create": LLM}),
+    (("autogen.oai.client", "OpenAIWrapper"), {"create": LLM, "_update_usage": USAGE}),
     (EXECUTOR_CLASS, {"execute_code_blocks": EXECUTOR}),
 )
 

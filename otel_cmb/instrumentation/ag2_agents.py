@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from opentelemetry.context import create_key, get_value
+
 from otel_cmb import spans
 from otel_cmb.block import label
 from otel_cmb.instrumentation.ag2_patch import Act, Call, Doing, Hook
@@ -12,6 +14,7 @@ from otel_cmb.instrumentation.ag2_state import (
     GROUP_KEY,
     Group,
     agent_name,
+    first_config,
     group,
     innermost,
     is_tool_executor,
@@ -21,7 +24,7 @@ from otel_cmb.instrumentation.ag2_state import (
 )
 from otel_cmb.payload import text_of
 
-__all__ = ["AGENT", "HUMAN", "LLM", "MANUAL", "TOOL"]
+__all__ = ["AGENT", "HUMAN", "LLM", "MANUAL", "TOOL", "USAGE"]
 
 ROLES = (
     ("GroupChatManager", "manager"), ("GroupToolExecutor", "tool_executor"), ("UserProxyAgent", "user_proxy"),
@@ -146,24 +149,32 @@ TOOL: Hook[Any] = Hook(begin_tool, finish_tool)
 def begin_llm(wrapper: Any, call: Call) -> Act | None:
     if innermost()[:1] == ("llm",):
         return None
-    config = call.kwargs
-    configs = getattr(wrapper, "_config_list", None) or [{}]
-    model = config.get("model") or configs[0].get("model")
+    config, first = call.kwargs, first_config(wrapper)
     agent = config.get("agent")
     block = spans.llm_call(
-        model, config.get("messages"), temperature=config.get("temperature", configs[0].get("temperature")),
-        provider=configs[0].get("api_type"), agent_name=None if agent is None else agent_name(agent),
+        config.get("model") or first.get("model"), config.get("messages"),
+        temperature=config.get("temperature", first.get("temperature")), provider=first.get("api_type"),
+        agent_name=None if agent is None else agent_name(agent),
     )
-    block.values.update(values("llm", id(wrapper)))
-    return Doing(block.start(), (wrapper, _spent(wrapper)))
+    usage = Usage()
+    block.values.update({**values("llm", id(wrapper)), USAGE_KEY: usage})
+    return Doing(block.start(), usage)
 
 
-def _spent(wrapper: Any) -> float:
-    """Tokens this client has really spent, in AG2's own books."""
-    summary = getattr(wrapper, "actual_usage_summary", None)
-    if not isinstance(summary, Mapping):
-        return 0
-    return float(sum(entry.get("total_tokens", 0) for entry in summary.values() if isinstance(entry, Mapping)))
+USAGE_KEY = create_key("otel_cmb-ag2-usage")
+
+
+class Usage:
+    """What AG2 enters into its own books for one call."""
+
+    cached = False
+
+
+def begin_usage(_wrapper: Any, call: Call) -> None:
+    """`_update_usage(actual_usage, total_usage)`: an answer from the cache has no actual usage."""
+    usage = get_value(USAGE_KEY)
+    if isinstance(usage, Usage):
+        usage.cached = call.get(0, "actual_usage") is None and call.get(1, "total_usage") is not None
 
 
 def _entry(values_of: Any, *names: str) -> Any:
@@ -174,13 +185,12 @@ def _entry(values_of: Any, *names: str) -> Any:
     return None
 
 
-def finish_llm(doing: Doing[spans.LLMCall, tuple[Any, float]], response: Any) -> None:
-    block, (wrapper, spent_before) = doing.block, doing.note
+def finish_llm(doing: Doing[spans.LLMCall, Usage], response: Any) -> None:
+    block = doing.block
     usage = _entry(response, "usage")
     tokens = (_entry(usage, "prompt_tokens", "input_tokens"), _entry(usage, "completion_tokens", "output_tokens"))
     cost = _entry(response, "cost")
-    if any(tokens) and _spent(wrapper) == spent_before:
-        # AG2 answered from its cache: nothing was spent now.
+    if doing.note.cached:  # nothing was spent now
         block.set("cmb.meta", '{"cached": true}')
         tokens, cost = (None, None), None
     block.set_usage(_entry(response, "model"), tokens[0], tokens[1], cost)
@@ -202,6 +212,7 @@ def finish_llm(doing: Doing[spans.LLMCall, tuple[Any, float]], response: Any) ->
 
 
 LLM: Hook[Any] = Hook(begin_llm, finish_llm)
+USAGE: Hook[Any] = Hook(begin_usage)
 
 
 # A person: get_human_input(prompt, *, iostream=None); GroupChat.manual_select_speaker(agents=None).

@@ -70,7 +70,12 @@ def begin_chat(initiator: Any, call: Call) -> Act | None:
     if not get_value(CHAT_KEY) and context.current().node_id is None:
         node = context.node(_next_node(), node_type="agent", agent=to)
         node.__enter__()
-    return Chat(block.start(), node)
+    try:
+        return Chat(block.start(), node)
+    except BaseException as error:
+        if node is not None:
+            node.__exit__(type(error), error, None)
+        raise
 
 
 def _container(
@@ -131,8 +136,8 @@ def finish_message(sending: Sending, message: Any) -> None:
         author = message.get("name") if isinstance(message, Mapping) else None
         if author not in (None, sender):
             return
-        chat = group()
-        if chat is not None and recipient != sender:
+        chat, listeners = group(), getattr(getattr(sending.sender, "groupchat", None), "agents", ())
+        if chat is not None and sending.recipient in listeners:
             if text in chat.introduced:
                 return
             chat.introduced.add(text)

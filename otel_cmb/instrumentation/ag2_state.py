@@ -12,8 +12,8 @@ from otel_cmb.block import TRACER_KEY
 from otel_cmb.payload import text_of
 
 __all__ = [
-    "CHAT_KEY", "GROUP_KEY", "Group", "agent_name", "group", "innermost", "is_tool_executor", "message_text",
-    "model_of", "use_tracer", "values",
+    "CHAT_KEY", "GROUP_KEY", "Group", "agent_name", "first_config", "group", "innermost", "is_tool_executor",
+    "message_text", "model_of", "use_tracer", "values",
 ]
 
 ACT_KEY = create_key("otel_cmb-ag2-act")
@@ -75,10 +75,16 @@ def is_tool_executor(agent: Any) -> bool:
     return any(base.__name__ == TOOL_EXECUTOR for base in type(agent).__mro__)
 
 
+def first_config(client: Any) -> Mapping[str, Any]:
+    """The first entry of an `OpenAIWrapper`'s configuration list."""
+    configs = getattr(client, "_config_list", None)
+    first = configs[0] if isinstance(configs, list) and configs else None
+    return first if isinstance(first, Mapping) else {}
+
+
 def model_of(agent: Any) -> str | None:
     """The first model of the agent's configuration."""
-    configs = getattr(getattr(agent, "client", None), "_config_list", None) or [{}]
-    model = configs[0].get("model")
+    model = first_config(getattr(agent, "client", None)).get("model")
     return model if isinstance(model, str) else None
 
 
