@@ -71,11 +71,11 @@ from otel_cmb.redact import Redactor
 from otel_cmb.sanitize import clean_span
 from otel_cmb.sdk import span_from_sdk
 from otel_cmb.standby import Standby
+from otel_cmb.store import Store
 from otel_cmb.workflow import DIED
 
 if TYPE_CHECKING:
     from otel_cmb.binding import Binding
-    from otel_cmb.store import Store
 
 __all__ = ["Pipeline", "current_pipeline", "get_pipeline", "state_directory"]
 
@@ -1071,8 +1071,6 @@ class Pipeline:
     def _the_store(self) -> Store:
         with self._start_lock:
             if self._store is None:
-                from otel_cmb.store import Store  # SQLAlchemy and all: not on the program's thread, not at import
-
                 self._directory = self._directory or state_directory(self.settings)
                 self._store = Store(self.settings, self._directory, per_trace_runs=self.per_trace_runs)
             return self._store
