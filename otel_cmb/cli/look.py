@@ -253,7 +253,7 @@ def _screen(reader: Reader, found: Run, lines: list[Line], console: Console) -> 
 
 def _append(reader: Reader, run_id: str, console: Console) -> None:
     """Where nobody can redraw: a line when an event starts, a line when it ends."""
-    from otel_cmb.cli.tree import header, said
+    from otel_cmb.cli.tree import header, moment_of, said
     from otel_cmb.reader.summary import sums_of
 
     glyphs = _glyphs(console)
@@ -263,10 +263,10 @@ def _append(reader: Reader, run_id: str, console: Console) -> None:
     for found, lines in reader.follow(run_id):
         if not shown:
             console.print(f"run {found.id}")
-        for line in lines:
-            if shown.get(line.id) != line.status:
-                shown[line.id] = line.status
-                console.print(said(line, console.width, glyphs), no_wrap=True, overflow="ignore", crop=False)
+        changed = [line for line in lines if shown.get(line.id) != line.status]
+        for line in sorted(changed, key=lambda line: moment_of(line) or found.started_at or datetime.now(timezone.utc)):
+            shown[line.id] = line.status
+            console.print(said(line, console.width, glyphs), no_wrap=True, overflow="ignore", crop=False)
         sys.stdout.flush()
     if found is not None:
         console.print(header(found, sums_of(lines), datetime.now(timezone.utc)))

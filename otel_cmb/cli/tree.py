@@ -17,7 +17,9 @@ from rich.text import Text
 from otel_cmb.reader.reader import grow
 from otel_cmb.reader.records import Line, Node, Run, RunTotals, TreeNode
 
-__all__ = ["Glyphs", "clean", "count", "draw", "header", "money", "rows_of", "said", "span", "status_style", "when"]
+__all__ = [
+    "Glyphs", "clean", "count", "draw", "header", "moment_of", "money", "rows_of", "said", "span", "status_style", "when",
+]
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
@@ -255,9 +257,14 @@ def _message_row(row: Row, line: Line, width: int, glyphs: Glyphs) -> Text:
     return text
 
 
+def moment_of(line: Line) -> datetime | None:
+    """When an event became what it is: its start while it runs, then its end."""
+    return line.started_at if line.status == "running" else line.completed_at or line.started_at
+
+
 def said(line: Line, width: int, glyphs: Glyphs) -> Text:
     """One line for an event that started or ended, where nothing can be redrawn."""
-    moment = line.completed_at if line.status != "running" else line.started_at
+    moment = moment_of(line)
     text = Text(f"{moment.astimezone().strftime('%H:%M:%S') if moment else '':8} ", "bright_black", no_wrap=True)
     text.append("  " * min(line.depth or 0, 20))
     _name(text, line, glyphs)

@@ -1,0 +1,228 @@
+"""`otel-cmb runs` and `otel-cmb show`, as real commands on real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import looking
+import pytest
+import sqlalchemy as sa
+from looking import HOSTILE, RUN, START, Writer, add_run, example, many
+
+from otel_cmb import schema
+from otel_cmb.cli.look import Moment
+from otel_cmb.cli.tree import Glyphs, clean, draw, money, span
+from otel_cmb.reader import open_reader
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def engine(sqlite_url: str) -> sa.Engine:
+    engine = sa.create_engine(sqlite_url)
+    looking.make_schema(engine)
+    return engine
+
+
+@pytest.fixture
+def otel_cmb(sqlite_url: str, tmp_path: Path) -> Command:
+    def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        settings = {"OTEL_EXPORTER_CMB_DATABASE_URL": sqlite_url, "COLUMNS": "120", "TZ": "UTC", **environment}
+        return subprocess.run(
+            [sys.executable, "-m", "otel_cmb.cli", *arguments], capture_output=True, encoding="utf-8", timeout=60,
+            cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "utf-8", **settings}, check=False,
+        )
+
+    return call
+
+
+def test_runs_are_listed(engine: sa.Engine, otel_cmb: Command) -> None:
+    assert "no runs yet" in otel_cmb("runs").stdout
+    with engine.begin() as connection:
+        example(connection)
+        add_run(connection, "11111111-0000-4000-8000-000000000000", started=None, status="draft")
+    result = otel_cmb("runs")
+    first, second, third = result.stdout.splitlines()
+    assert first.split() == ["run", "status", "started", "took", "agent", "events", "failed", "tokens", "cost", "task"]
+    assert second.split()[:10] == [
+        "6f1c1f0e", "completed", "2026-11-22", "09:30:00", "42.0", "s", "planner", "21", "3", "5,595",
+    ]
+    assert third.split()[:3] == ["11111111", "draft", "-"]
+    assert otel_cmb("runs", "--status", "nothing").stdout == "no run fits\n"
+    found = json.loads(otel_cmb("runs", "--json", "--text", "SPECTRUM", "--since", "2026-11-22T00:00:00Z").stdout)
+    assert [(run["id"], run["totals"]["tokens"]) for run in found] == [(RUN, 5595)]
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_a_run_is_drawn_within_the_width_of_the_terminal(engine: sa.Engine, otel_cmb: Command, width: int) -> None:
+    with engine.begin() as connection:
+        example(connection)
+    result = otel_cmb("show", COLUMNS=str(width))
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "\x1b" not in result.stdout
+    assert "├─ ✓ agent planner" in result.stdout
+    code = next(number for number, line in enumerate(lines) if "✗ code executor" in line)
+    assert "2.3 s" in lines[code]
+    assert lines[code + 1].strip("│ ") == "ModuleNotFoundError: No module named 'matplotlib'"
+    for said in ("step_1", "✓ handoff planner", "gpt-4.1", "5,595 tokens", "✓ file executor", "━"):
+        assert said in result.stdout
+
+
+def test_bars_stand_where_their_events_happened(engine: sa.Engine, sqlite_url: str) -> None:
+    with engine.begin() as connection:
+        add_run(connection, RUN, completed_at=START + timedelta(seconds=10))
+        writer = Writer(connection)
+        writer.event("agent_call", 0, 5000, agent_name="a")
+        writer.event("agent_call", 5000, 5000, agent_name="b")
+    with open_reader(sqlite_url) as reader:
+        run, lines = reader.run(RUN), reader.lines(RUN)
+    now = datetime.now(timezone.utc)
+    first, second = (text.plain for text in draw(run, [], lines, 80, glyphs=Glyphs.plain(), now=now))
+    assert first.index("=") + first.count("=") == second.index("=")
+    assert first.count("=") == second.count("=") > 5
+
+
+def test_a_terminal_that_knows_only_ascii_gets_only_ascii(engine: sa.Engine, otel_cmb: Command) -> None:
+    with engine.begin() as connection:
+        writer = example(connection)
+        writer.event("tool_call", 50_000, 1, inputs={"tool_name": "café"})
+    result = otel_cmb("show", PYTHONIOENCODING="ascii:replace")
+    assert result.returncode == 0
+    assert "|- + agent planner" in result.stdout
+    assert result.stdout.isascii()
+
+
+def test_every_column_of_every_event_is_in_the_json(engine: sa.Engine, otel_cmb: Command) -> None:
+    with engine.begin() as connection:
+        example(connection)
+    whole = json.loads(otel_cmb("show", RUN[:8], "--json").stdout)
+    assert set(whole) == {"run", "totals", "nodes", "edges", "steps", "events", "files", "messages"}
+    assert len(whole["events"]) == 21
+    assert {column.name for column in schema.execution_events.c} == set(whole["events"][0])
+    assert whole["events"][0]["started_at"] == "2026-11-22T09:30:00Z"
+    assert [len(whole[name]) for name in ("nodes", "edges", "files", "messages")] == [5, 5, 1, 3]
+
+
+def test_a_run_goes_by_alias_prefix_and_latest(engine: sa.Engine, otel_cmb: Command) -> None:
+    assert otel_cmb("show").returncode == 1
+    with engine.begin() as connection:
+        example(connection)
+    for name in ("latest", RUN, RUN[:6], "task_1768904279349_a64oayyk2"):
+        assert otel_cmb("show", name).stdout.startswith(f"run {RUN}  completed\n")
+    result = otel_cmb("show", RUN[:-1] + "x")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"otel-cmb: no run '{RUN[:-1]}x' in sqlite:///")
+    assert f"near it: {RUN}" in result.stderr
+
+
+def test_a_missing_file_and_a_wrong_url_are_told_with_exit_code_2(otel_cmb: Command, tmp_path: Path) -> None:
+    for url in (f"sqlite:///{tmp_path}/none.db", "sqlite:///:memory:", "nonsense"):
+        result = otel_cmb("runs", "--database-url", url)
+        assert result.returncode == 2, result.stderr
+        assert result.stderr.startswith("otel-cmb: database")
+        assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("*.db"))
+
+
+def test_no_text_of_a_model_steers_the_terminal(engine: sa.Engine, otel_cmb: Command) -> None:
+    evil = "[bold]x\x1b]0;owned\x07\x1b[2J\u202egnp.exe\u200b[/bold]\r\nnext"
+    with engine.begin() as connection:
+        add_run(connection, RUN, task_description=evil, agent=evil, status="failed")
+        writer = Writer(connection)
+        writer.event("tool_call", 0, 1, inputs={"tool_name": evil}, agent_name=evil, status="failed",
+                     error_message=evil)
+    for arguments in (("show",), ("runs",)):
+        output = otel_cmb(*arguments, FORCE_COLOR="1").stdout
+        assert "]0;owned" in output
+        assert "[bold]x" in output
+        for forbidden in ("\x1b]", "\x07", "\x1b[2J", "\u202e", "\u200b", "\r"):
+            assert forbidden not in output
+    assert clean(evil).startswith("[bold]x ]0;owned")
+    assert "\x1b[" not in otel_cmb("show", NO_COLOR="1").stdout
+
+
+def test_long_runs_are_cut_and_say_so(engine: sa.Engine, otel_cmb: Command) -> None:
+    with engine.begin() as connection:
+        add_run(connection, RUN)
+        many(connection, RUN, 300)
+    result = otel_cmb("show", "--limit", "50")
+    assert "250 more events; all with --limit 0" in result.stdout
+    assert otel_cmb("show", "--limit", "0").stdout.count("agent agent_") == 90
+
+
+def test_following_prints_what_starts_and_ends_until_the_run_does(engine: sa.Engine, otel_cmb: Command) -> None:
+    with engine.begin() as connection:
+        add_run(connection, RUN, status="executing", completed_at=None)
+        writer = Writer(connection)
+        key = writer.event("agent_call", 0, None, status="running", agent_name="planner", inputs={"message": "plan"})
+
+    def finish() -> None:
+        events, runs = schema.execution_events, schema.workflow_runs
+        with engine.begin() as connection:
+            writer.connection = connection
+            writer.event("tool_call", 100, 20, agent_name="planner", parent=key, depth=1, status="failed",
+                         inputs={"tool_name": "search"}, error_message="no network")
+        with engine.begin() as connection:
+            connection.execute(sa.update(events).where(events.c.id == key).values(
+                status="completed", event_subtype="complete", duration_ms=900,
+                completed_at=START + timedelta(milliseconds=900),
+            ))
+            connection.execute(sa.update(runs).values(status="completed", completed_at=START + timedelta(seconds=1)))
+
+    for arguments in (("--follow",), ("--follow", "--json")):
+        with engine.begin() as connection:
+            connection.execute(sa.update(schema.workflow_runs).values(status="executing", completed_at=None))
+            connection.execute(sa.delete(schema.execution_events).where(schema.execution_events.c.id != key))
+            connection.execute(sa.update(schema.execution_events).values(status="running", completed_at=None))
+            writer.order = 1
+        thread = threading.Timer(1.5, finish)
+        thread.start()
+        result = otel_cmb("show", RUN, *arguments)
+        thread.join()
+        assert result.returncode == 0, result.stderr
+        if "--json" in arguments:
+            changes = [json.loads(line) for line in result.stdout.splitlines()]
+            events = [change["event"] for change in changes if "event" in change]
+            assert [event["status"] for event in events if event["id"] == key] == ["running", "completed"]
+            assert changes[-1]["run"]["status"] == "completed"
+        else:
+            said = result.stdout
+            places = [said.index(text) for text in ("▶ agent planner plan", "✗ tool planner search", "✓ agent planner")]
+            assert places == sorted(places)
+            assert "no network" in said
+            assert "2 events · 1 failed" in said
+
+
+def test_times_and_sums_are_told_shortly() -> None:
+    assert [span(ms) for ms in (None, 0, 999, 6400, 125_000, 11_220_000)] == [
+        "", "0 ms", "999 ms", "6.4 s", "2 m 05 s", "3 h 07 m",
+    ]
+    assert [money(cost) for cost in (None, 0, 0.00231, 12.5)] == ["", "", "$0.0023", "$12.50"]
+
+
+def test_a_time_is_given_as_people_say_it(otel_cmb: Command, engine: sa.Engine) -> None:
+    now = datetime.now(timezone.utc)
+    assert abs(Moment().convert("2h", None, None) - (now - timedelta(hours=2))) < timedelta(seconds=5)
+    moment = Moment().convert("2026-11-22T09:30:00+01:00", None, None)
+    assert moment == datetime(2026, 11, 22, 8, 30, tzinfo=timezone.utc)
+    result = otel_cmb("runs", "--since", "yesterday")
+    assert result.returncode == 2
+    assert "expected a time like" in result.stderr
+
+
+def test_hostile_names_stay_in_their_line(engine: sa.Engine, otel_cmb: Command) -> None:
+    with engine.begin() as connection:
+        add_run(connection, RUN)
+        Writer(connection).event("tool_call", 0, 1, inputs={"tool_name": HOSTILE + "\n" * 50 + "x" * 5000})
+    lines = otel_cmb("show").stdout.splitlines()
+    assert max(map(len, lines)) <= 120
+    assert len(lines) == 6
