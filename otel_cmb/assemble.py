@@ -24,7 +24,7 @@ from otel_cmb.assemble_around import (
 from otel_cmb.assemble_errors import error_of
 from otel_cmb.assemble_payload import payload_of
 from otel_cmb.assemble_rows import add_rows, events_inside
-from otel_cmb.assemble_tree import Node, build, merge, sort_key, take
+from otel_cmb.assemble_tree import Node, all_members, build, merge, sort_key, take
 from otel_cmb.event import Event, event_id
 from otel_cmb.mapper import Facts, placed
 from otel_cmb.mapper_results import as_mapping, canonical
@@ -32,6 +32,9 @@ from otel_cmb.mapper_tools import HANDOFF_NAME
 from otel_cmb.vocabulary.base import AGENT, APPROVAL, CODE, CONTAINER, ERROR, HANDOFF, LLM, SPEAKER, TOOL
 
 __all__ = ["assemble"]
+
+FAR = 64
+"""How many spans that are no events are looked through for a link to another trace."""
 
 
 def assemble(facts: Iterable[Facts], *, record: str = "agents") -> list[Event]:
@@ -86,6 +89,7 @@ def _once(heads: list[Node], agents: dict[str, str]) -> list[Node]:
             to_agent = _target(node, agents)
             if last is not None and to_agent == target and not node.kids and last.run == node.run:
                 take(last, node)
+                last.members = all_members(last)
                 taken = True
             else:
                 last, target = node, to_agent
@@ -146,7 +150,9 @@ def _state(facts: Facts, kind: str, failed: bool) -> tuple[str, str]:
 def _outside_parent(node: Node, event: Event, named_parent: str | None) -> None:
     """The parent of an event that has none in this trace: the one its span names, or one its trace is linked to."""
     walk: Node | None = node
-    while walk is not None:
+    for _ in range(FAR):
+        if walk is None:
+            return
         span = walk.facts.span
         parent = named_parent if walk is node else placed(span)[2]
         if parent is not None and parent != event.id:

@@ -133,13 +133,9 @@ def who(node: Node, above: str | None) -> str | None:
         return node.actor
     if name is not None and name not in TOOL_EXECUTORS:
         return name
-    walk = node.up
-    while walk is not None:
-        outer = walk.best.agent
-        if outer is not None:
-            return walk.actor or outer if outer in TOOL_EXECUTORS else outer
-        walk = walk.up
-    return name if name is not None else above
+    if node.up is not None and node.up.best.agent in TOOL_EXECUTORS and node.up.actor is not None:
+        return node.up.actor
+    return above if above is not None else name
 
 
 def words_of_models(node: Node) -> tuple[Any, Any]:
@@ -166,7 +162,7 @@ def words_of_models(node: Node) -> tuple[Any, Any]:
 
 def told_by_parent(node: Node) -> str | None:
     """AG2 0.x says why a tool failed only in the message of the agent that ran it, one paragraph per call."""
-    if node.up is None or node.up.kind != AGENT:
+    if node.up is None or node.up.kind != AGENT or len(node.up.kids) > 256:
         return None
     text = reply(node.up)
     if not isinstance(text, str):

@@ -23,26 +23,32 @@ _EVENT_ROLES = {
 def event_messages(events: list[SpanEvent], outgoing: bool) -> list[dict[str, Any]] | None:
     """Messages that older conventions put into span events."""
     found: list[dict[str, Any]] = []
+    said = "assistant" if outgoing else "user"
+    details = "gen_ai.output.messages" if outgoing else "gen_ai.input.messages"
+    content = "gen_ai.completion" if outgoing else "gen_ai.prompt"
     for event in events:
         role = _EVENT_ROLES.get(event.name)
         attributes = event.attributes
-        if role is not None and (event.name == "gen_ai.choice") == outgoing:
-            body = as_json(attributes.get("message", attributes.get("body", attributes)))
-            if isinstance(body, Mapping) and "content" in body and isinstance(body["content"], str):
-                body = {**body, "content": as_json(body["content"])} if body["content"][:1] == "[" else body
-            messages = conversation(
-                [{"role": role, **body}] if isinstance(body, Mapping) else [{"role": role, "content": body}]
-            )
-            found.extend(messages or ())
+        if role is not None:
+            if (event.name == "gen_ai.choice") == outgoing:
+                found.extend(conversation([{"role": role, **_body(attributes)}]) or ())
         elif event.name == "gen_ai.client.inference.operation.details":
-            key = "gen_ai.output.messages" if outgoing else "gen_ai.input.messages"
-            found.extend(conversation(attributes.get(key)) or ())
-        elif event.name in ("gen_ai.content.completion" if outgoing else "gen_ai.content.prompt",):
-            value = attributes.get("gen_ai.completion" if outgoing else "gen_ai.prompt")
-            found.extend(
-                conversation(value) or ([{"role": "user", "content": value}] if isinstance(value, str) else ())
-            )
+            found.extend(conversation(attributes.get(details)) or ())
+        elif event.name in _CONTENT_EVENTS and content in attributes:
+            value = attributes[content]
+            found.extend(conversation(value) or ([{"role": said, "content": value}] if isinstance(value, str) else ()))
     return found or None
+
+
+_CONTENT_EVENTS = frozenset(("gen_ai.content.prompt", "gen_ai.content.completion"))
+
+
+def _body(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    body = as_json(attributes.get("message", attributes.get("body", attributes)))
+    if not isinstance(body, Mapping):
+        return {"content": body}
+    content = body.get("content")
+    return {**body, "content": as_json(content)} if isinstance(content, str) and content[:1] == "[" else body
 
 
 def incoming(facts: Facts) -> list[dict[str, Any]] | None:

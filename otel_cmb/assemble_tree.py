@@ -13,7 +13,11 @@ from otel_cmb.mapper import Facts, is_event, read
 from otel_cmb.mapper_results import canonical
 from otel_cmb.vocabulary.base import AGENT, APPROVAL, CODE, CONTAINER, HANDOFF, LLM, PLAIN, TOOL
 
-__all__ = ["Node", "build", "merge", "ran_nothing", "sort_key", "take"]
+__all__ = ["Node", "all_members", "build", "merge", "ran_nothing", "sort_key", "take"]
+
+
+MOST = 64
+"""Most span events and links of duplicates that are read together."""
 
 
 @dataclass(slots=True, eq=False)
@@ -160,6 +164,7 @@ def merge(ordered: list[Node]) -> list[Node]:
             heads.append(node)
             if node.members:
                 node.kids = [kid for kid in node.kids if kid.into is None]
+                node.members = all_members(node)
                 for member in node.members:
                     node.kids.extend(kid for kid in member.kids if kid.into is None)
                 for kid in node.kids:
@@ -168,11 +173,22 @@ def merge(ordered: list[Node]) -> list[Node]:
     return heads
 
 
+def all_members(node: Node) -> list[Node]:
+    """The duplicates of a node and theirs, in order."""
+    found: dict[int, Node] = {}
+    waiting = list(node.members)
+    while waiting:
+        member = waiting.pop()
+        if id(member) not in found:
+            found[id(member)] = member
+            waiting.extend(member.members)
+    return sorted(found.values(), key=sort_key)
+
+
 def take(node: Node, kid: Node, tells: bool = True) -> None:
     """`kid` is the same act as `node`. With `tells`, what it says about the act is added."""
     kid.into = node
     node.members.append(kid)
-    node.members.extend(kid.members)
     if tells:
         outer, inner = node.best, kid.best
         memo = outer.memo
@@ -195,7 +211,7 @@ def _union(outer: Facts, inner: Facts) -> Facts:
         a.trace_id, a.span_id, a.name, a.start_ns, a.end_ns, a.parent_span_id, a.kind,
         STATUS_ERROR if STATUS_ERROR in (a.status_code, b.status_code) else a.status_code,
         a.status_message if len(a.status_message) >= len(b.status_message) else b.status_message,
-        {**b.attributes, **a.attributes}, [*b.events, *a.events], [*a.links, *b.links],
+        {**b.attributes, **a.attributes}, [*b.events, *a.events][-MOST:], [*a.links, *b.links][:MOST],
         a.resource, a.scope, stamp=a.stamp, died=a.died,
     )  # fmt: skip
     facts = read(span, id=outer.id, record="all" if outer.record_all else "agents", capture=outer.capture)

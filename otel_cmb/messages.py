@@ -164,6 +164,9 @@ def _message(item: Any, default_role: str) -> dict[str, Any] | None:
         return {"role": default_role, "content": item}
     if not isinstance(item, Mapping):
         return None
+    inner = item.get("message")
+    if isinstance(inner, Mapping):
+        item = {**inner, "finish_reason": item["finish_reason"]} if "finish_reason" in item else inner
     if item.get("lc") == 1 and isinstance(item.get("kwargs"), Mapping):
         path = item.get("id")
         named = path[-1] if isinstance(path, list) and path else None
@@ -172,8 +175,6 @@ def _message(item: Any, default_role: str) -> dict[str, Any] | None:
         item = {**item["data"], "role": role_of(item["type"], default_role)}
     elif "role" not in item and item.get("type") in _LANGCHAIN_TYPES and "content" in item:
         item = {**item, "role": item["type"]}
-    elif isinstance(item.get("message"), Mapping):
-        item = {**item["message"], **({"finish_reason": item["finish_reason"]} if "finish_reason" in item else {})}
     message: dict[str, Any] = {"role": role_of(item.get("role"), default_role)}
     if isinstance(item.get("name"), str) and item["name"] and item.get("type") not in _PARTS:
         message["name"] = item["name"]

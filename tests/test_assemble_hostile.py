@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a case a line reads better than a case in ten
 """Whatever attributes hold and however spans arrive: nothing raises, no span is lost, the order of arrival tells nothing."""
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ values: st.SearchStrategy[Any] = st.recursive(
         st.floats(allow_nan=True),
         st.binary(max_size=8),
         st.sampled_from([10**30, -1, 0, 1.5, float("inf")]),
-    ),  # fmt: skip
+    ),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
     max_leaves=6,
 )
