@@ -3,14 +3,17 @@ default, and point at where `otel-cmb serve` listens."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from otel_cmb import otlp
 from otel_cmb.receiver.settings import ServeSettings, load
 
+CORPUS = Path("/work/shared/corpus")
 ROOT = Path(__file__).parent.parent
 FILES = {
     "collector-config.yaml": ROOT / "collector-config.yaml",
@@ -320,6 +323,18 @@ def test_a_span_is_dropped_only_without_any_sign_of_an_agent(name: str) -> None:
         "traceloop.span.kind",
         "cmb.run.id",
     } <= set(keys)
+
+
+@pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus of captures is not here")
+def test_the_filter_keeps_every_span_of_every_framework() -> None:
+    (condition,) = read("collector-config.yaml")["processors"]["filter/agents"]["trace_conditions"]
+    signs = {part.split('"')[1] for part in condition.split(" and ")}
+    dropped = set()
+    for path in CORPUS.glob("*/*.otlp.json"):
+        for span in otlp.decode(json.loads(path.read_bytes())).spans:
+            if not signs & set(span.attributes):
+                dropped.add(span.name)
+    assert dropped <= {"workflow", "app"}  # the application's own spans around the framework's
 
 
 def test_the_scaled_form_keeps_a_trace_together_and_commits_after_the_answer() -> None:
