@@ -54,12 +54,14 @@ def _style(text: str) -> str:
 class Places:
     """What texts and containers a row holds, and where."""
 
-    __slots__ = ("containers", "nodes", "texts")
+    __slots__ = ("containers", "nodes", "ordered", "texts")
 
-    def __init__(self) -> None:
+    def __init__(self, *, ordered: bool = True) -> None:
         self.texts: dict[str, str] = {}
         self.containers: dict[bytes, str] = {}
         self.nodes = 0
+        self.ordered = ordered
+        """Whether the database keeps the order of an object's keys, and so the text of a JSON text (jsonb does not)."""
 
     def add(self, path: str, value: Any, depth: int = 0) -> None:
         """Remember `value` and what is in it as being at `path`."""
@@ -71,7 +73,7 @@ class Places:
         if (kind is not dict and kind is not list) or depth > _MAX_DEPTH or self.nodes > _MAX_NODES:
             return
         self.nodes += len(value)
-        if depth == 1:
+        if depth == 1 and self.ordered:
             self._add_container(path, value)
         if kind is dict:
             for key, item in value.items():
@@ -108,7 +110,7 @@ def pack(attributes: dict[str, Any], places: Places, *, own: bool = False) -> tu
             if path is not None:
                 refs[key] = path
                 continue
-            if len(value) >= _MIN_JSON and value[0] in "[{":
+            if places.ordered and len(value) >= _MIN_JSON and value[0] in "[{":
                 reference = _json_reference(value, places)
                 if reference is not None:
                     refs[key] = reference
@@ -161,7 +163,7 @@ def _fill(value: Any, places: Places, depth: int) -> tuple[Any, bool]:
         path = places.texts.get(value)
         if path is not None:
             return {"$": path}, True
-        if len(value) >= _MIN_JSON and value[0] in "[{":
+        if places.ordered and len(value) >= _MIN_JSON and value[0] in "[{":
             inner = _json_reference(value, places)
             if inner is not None:
                 return {"$json": [inner["json"], inner["value"]]}, True

@@ -66,6 +66,8 @@ class EventRows:
         self._intern = intern
         self._shorten = shorten
         info = binding.tables["execution_events"]
+        kinds = {info.columns[name].kind for name in ("inputs", "outputs", "meta") if name in info.columns}
+        self._ordered = "jsonb" not in kinds
         self.columns = tuple(name for name in _EVENT_COLUMNS if name in info.columns)
         fill = {name: value for name, value in binding.fill.get("execution_events", {}).items() if name not in self.columns}
         self._fill = tuple(fill.values())
@@ -100,7 +102,8 @@ class EventRows:
             event.error_message = clean_text(event.error_message)
         meta = dict(event.meta)
         if event.spans:
-            meta["otel"] = rebuild.pack(event, self._intern)  # when the columns it refers to are final
+            # when the columns it refers to are final
+            meta["otel"] = rebuild.pack(event, self._intern, ordered=self._ordered)
         if self._shorten is not None:
             inputs = self._shortened(event.run_id, event.inputs, inputs)
             outputs = self._shortened(event.run_id, event.outputs, outputs)

@@ -15,10 +15,12 @@ from __future__ import annotations
 import base64
 import math
 import secrets
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 from zlib import crc32
 
@@ -31,7 +33,7 @@ from otel_cmb.sanitize import fit
 
 __all__ = [
     "MAX_TEXT", "OPERATION", "SCOPE_NAME", "SCOPE_VERSION", "SERVICE", "SPAN_KIND", "SPAN_STATUS", "SPREAD_NS",
-    "IndexWriter", "Part", "as_string", "service_of", "tag", "tags_of",
+    "IndexWriter", "Part", "as_string", "forget_everywhere", "service_of", "tag", "tags_of",
 ]
 
 SPREAD_NS = 15 * 60 * 1_000_000_000
@@ -47,6 +49,7 @@ SERVICE, OPERATION, SPAN_KIND, SPAN_STATUS, SCOPE_NAME, SCOPE_VERSION = (
     "\x01service", "\x01operation", "\x01kind", "\x01status", "\x01scope", "\x01version")
 
 
+@lru_cache(maxsize=4096)  # models, agents, services: most facts have been seen a moment ago
 def tag(key: str, text: str) -> bytes:
     """The hash of a fact: three bytes, found in `tags` at any offset (one in 40,000 parts holds it by chance)."""
     return crc32(f"{key}\0{text}".encode("utf-8", "replace")).to_bytes(4, "big")[1:]
@@ -162,6 +165,15 @@ _COLUMNS = ("key_ns", "part", "trace_id", "first_ns", "last_ns", "shortest_ns", 
 _MAX_NS = 2**63 - 1 - SPREAD_NS
 
 
+_writers: weakref.WeakSet[IndexWriter] = weakref.WeakSet()
+
+
+def forget_everywhere() -> None:
+    """The tables were emptied behind the back of this process's writers."""
+    for writer in list(_writers):
+        writer.forget()
+
+
 class IndexWriter:
     """Keeps the two tables current. One per store; remembers the part each trace written lately is adding to.
 
@@ -170,6 +182,7 @@ class IndexWriter:
     """
 
     def __init__(self, dialect: str, schema: str | None) -> None:
+        _writers.add(self)
         self._parts: OrderedDict[str, Part] = OrderedDict()
         self._operations: dict[tuple[str, str, int], int] = {}
         self._shared: dict[int, tuple[Any, frozenset[bytes]]] = {}

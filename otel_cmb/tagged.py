@@ -3,7 +3,7 @@
 What JSON has no form for is an object with one key that begins with `~`:
 
     {"~b": base64}          bytes
-    {"~f": "nan"}           NaN, "inf", "-inf"
+    {"~f": "nan"}           NaN, "inf", "-inf"; also 1e16 and above, and -0.0, which jsonb would change
     {"~i": "18446744..."}   an integer beyond 64 bits
     {"~t": base64}          a text with NUL or lone surrogates (UTF-8, `surrogatepass`)
     {"~d": {...}}           an object that would read as one of these
@@ -60,7 +60,8 @@ def tag(value: Any) -> Any:
     if kind is int:
         return value if _INT_MIN <= value <= _INT_MAX else {"~i": str(value)}
     if kind is float:
-        return value if math.isfinite(value) else {"~f": str(value)}
+        plain = -1e16 < value < 1e16 and (value != 0 or math.copysign(1, value) > 0)
+        return value if plain else {"~f": repr(value)}
     if kind is bytes:
         return {"~b": _base64(value)}
     if kind is dict:

@@ -20,13 +20,14 @@ from sqlalchemy import Connection, Engine
 from otel_cmb import rebuild
 from otel_cmb.binding import Binding, bind, examine
 from otel_cmb.config import Settings
-from otel_cmb.dialects import SQLITE, begin_read, connect, make_engine, mark, qualified, timestamp
+from otel_cmb.dialects import SQLITE, begin_read, begin_write, connect, make_engine, mark, qualified, timestamp
 from otel_cmb.errors import DatabaseURLError
 from otel_cmb.event import Span, trace_id_range
+from otel_cmb.history import whole
 from otel_cmb.jaeger.genai import presented
 from otel_cmb.jaeger.match import KINDS, TraceQuery, kind_name, matches, tags_wanted
 from otel_cmb.jaeger.summary import Summary, dependencies_of, summarize
-from otel_cmb.search_index import SERVICE, SPREAD_NS, service_of, tag
+from otel_cmb.search_index import SERVICE, SPREAD_NS, forget_everywhere, service_of, tag
 
 __all__ = ["JaegerQuery"]
 
@@ -45,6 +46,10 @@ _MAX_DEPENDENCY_TRACES = 2000
 _DEADLINE_S = 8.0
 """A search gives what it has by then: Jaeger's page waits 10 seconds."""
 _MAX_BODIES = 4096
+_PURGED = (
+    "files", "messages", "execution_events", "otel_cmb_spans", "otel_cmb_traces", "otel_cmb_search",
+    "otel_cmb_operations",
+)
 
 
 class JaegerQuery:
@@ -115,10 +120,8 @@ class JaegerQuery:
             return [] if reading is None else dependencies_of(reading.crossing(start_ns, end_ns))
 
     def purge(self) -> None:
-        """Delete every trace, and what is known of services and operations. For tests of Jaeger's storage API; refuses
-        a database that belongs to the application."""
-        from sqlalchemy import text
-
+        """Delete every trace, and what is known of services and operations; runs stay. For tests of Jaeger's storage
+        API. `PermissionError` for a database that belongs to the application."""
         with self._reading() as reading:
             if reading is None:
                 return
@@ -128,13 +131,13 @@ class JaegerQuery:
         engine = make_engine(self._settings)
         try:
             with engine.connect() as connection:
-                for table in ("files", "messages", "execution_events", "otel_cmb_spans", "otel_cmb_traces",
-                              "otel_cmb_search", "otel_cmb_operations", "dag_edges", "dag_nodes", "workflow_steps",
-                              "workflow_runs"):
-                    connection.execute(text(f"DELETE FROM {qualified(table, schema)}"))
+                begin_write(connection)
+                for table in _PURGED:
+                    connection.exec_driver_sql(f"DELETE FROM {qualified(table, schema)}")
                 connection.commit()
         finally:
             engine.dispose()
+        forget_everywhere()
 
     # -- connection --------------------------------------------------------------------------------------------------
 
@@ -214,6 +217,8 @@ class _Reading:
         return row
 
     def _spans(self, row: dict[str, Any]) -> list[Span]:
+        if self.binding.owned:
+            whole(self._connection, row, self.binding.schema)
         try:
             spans = rebuild.unpack(row, self._resolve if self.binding.owned else None)
         except (LookupError, TypeError, ValueError) as error:

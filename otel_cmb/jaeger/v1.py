@@ -25,7 +25,7 @@ _JS_SAFE = 2**53 - 1
 
 
 def duration_ns(text: str) -> int:
-    """A duration as Go writes it: `1.5s`, `300ms`, `1h30m`, `0`. `ValueError` for anything else, and for less than 0."""
+    """A duration as Go writes it: `1.5s`, `300ms`, `1h30m`, `0`. `ValueError` for anything else, less than 0 too."""
     if text in {"", "0"}:
         return 0
     parts = _DURATION.findall(text)

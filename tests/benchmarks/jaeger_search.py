@@ -96,9 +96,8 @@ def fill(settings: config.Settings) -> None:
                 put(connection, dialect, "otel_cmb_search", (
                     "key_ns", "part", "trace_id", "first_ns", "last_ns", "shortest_ns", "longest_ns", "tags"), parts)
                 connection.commit()
+                connection.connection.commit()  # COPY went past SQLAlchemy
                 events, parts = [], []
-        if dialect == "postgresql":
-            connection.commit()
     engine.dispose()
     if "postgresql" in settings.database_url:
         engine = create_engine(settings.database_url, isolation_level="AUTOCOMMIT")

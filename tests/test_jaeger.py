@@ -1,0 +1,322 @@
+"""What is common to Jaeger's faces: the generated messages, the index of facts, names of the GenAI view, purge, and a
+database that belongs to the application."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaeger_support import Client, store_spans
+from sqlalchemy import create_engine, text
+from support import application_schema
+
+from otel_cmb import config
+from otel_cmb.errors import SchemaError
+from otel_cmb.event import Link, Resource, Scope, Span, SpanEvent
+from otel_cmb.jaeger import proto
+from otel_cmb.jaeger.encode import traces_data
+from otel_cmb.jaeger.genai import presented
+from otel_cmb.jaeger.grpc_server import add_servicers
+from otel_cmb.jaeger.match import TraceQuery, matches, tags_wanted
+from otel_cmb.jaeger.query import JaegerQuery
+from otel_cmb.search_index import SPREAD_NS, Part, as_string, tag, tags_of
+
+T0 = 1_770_000_000_000_000_000
+
+
+def span(n: int = 1, **fields: Any) -> Span:
+    fields.setdefault("resource", Resource({"service.name": "svc"}))
+    fields.setdefault("name", "op")
+    return Span(f"{n:032x}", f"{n:016x}", start_ns=T0, end_ns=T0 + 10**6, **fields)
+
+
+# The generated messages.
+
+
+def test_the_generated_messages_are_those_of_the_proto_files(tmp_path: Path) -> None:
+    """In a process of its own: the new modules would collide with the old in one descriptor pool."""
+    pytest.importorskip("grpc_tools")
+    from otel_cmb.jaeger.proto.generate import FILES, generate
+
+    generate(tmp_path)
+    program = (
+        "import importlib, sys; sys.path.insert(0, sys.argv[1]); out = {}\n"
+        "import otel_cmb.jaeger.proto as package; package.__path__[:] = [sys.argv[1] + '/otel_cmb/jaeger/proto']\n"
+        "for name in sys.argv[2:]:\n"
+        "    module = importlib.import_module('otel_cmb.jaeger.proto.' + name + '_pb2')\n"
+        "    assert sys.argv[1] in module.__file__\n"
+        "    out[name] = module.DESCRIPTOR.serialized_pb.hex()\n"
+        "import json; print(json.dumps(out))"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), *FILES], capture_output=True, text=True, check=True, timeout=60)
+    fresh = json.loads(made.stdout)
+    for name in FILES:
+        module = __import__(f"otel_cmb.jaeger.proto.{name}_pb2", fromlist=["DESCRIPTOR"])
+        held, new = FileDescriptorProto(), FileDescriptorProto.FromString(bytes.fromhex(fresh[name]))
+        module.DESCRIPTOR.CopyToProto(held)
+        assert held == new, f"{name}_pb2.py is stale: python -m otel_cmb.jaeger.proto.generate"
+
+
+def test_the_generated_code_was_made_by_an_old_protoc() -> None:
+    for path in Path(proto.__file__).parent.glob("*_pb2.py"):
+        assert "ValidateProtobufRuntimeVersion" not in path.read_text(), path
+
+
+# The index of facts.
+
+texts = st.text(max_size=300)
+values = st.recursive(
+    st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.binary(max_size=8) | texts | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=4,
+)
+attributes = st.dictionaries(st.text(max_size=8), values, max_size=4)
+SPECIAL = {"error", "span.status", "span.kind", "scope.name", "scope.version"}
+
+
+@given(attributes, attributes, attributes, attributes, attributes)
+@settings(max_examples=150, deadline=None)
+def test_whatever_matches_is_in_the_index(one: Any, two: Any, three: Any, four: Any, five: Any) -> None:
+    made = span(
+        attributes=one, events=[SpanEvent("e", T0, two)], links=[Link("1" * 32, "2" * 16, "", three)],
+        resource=Resource({**four, "service.name": "svc"}), scope=Scope("scope", "1", five))
+    part = Part(T0, 1, made.trace_id, T0, T0)
+    part.add(made, tags_of(made))
+    for source in (one, two, three, five, made.resource.attributes):
+        for key, value in source.items():
+            if key in SPECIAL or key.startswith("resource."):
+                continue
+            query = TraceQuery(service="svc", operation="op", attributes={
+                key: as_string(value), "scope.name": "scope", "scope.version": "1", "span.kind": "internal",
+                "error": "false", "resource.service.name": "svc", "span.status": "unset"})
+            assert matches(made, query)
+            assert all(item in part.tags for item in tags_wanted(query))
+
+
+@pytest.mark.parametrize(("value", "expected"), [
+    ("x", "x"), (True, "true"), (0, "0"), (-5, "-5"), (1.0, "1"), (72.5, "72.5"), (1e21, "1e+21"),
+    (1e20, "1" + "0" * 20), (1.5e-7, "1.5e-7"), (0.000001, "0.000001"), (0.1, "0.1"), (-0.0, "-0"),
+    (b"\x00\xff", "AP8="), ([1, "a"], '[1,"a"]'),
+    ({"b": 1, "a": [True]}, '{"a":[true],"b":1}'), (None, ""), (math.nan, "json: unsupported value: NaN"),
+    ([b"\xff"], '["/w=="]'),
+])
+def test_values_are_compared_as_the_collector_writes_them(value: Any, expected: str) -> None:
+    assert as_string(value) == expected
+
+
+def test_long_texts_are_looked_for_in_the_spans(sqlite_url: str, state_dir: Path) -> None:
+    store_spans(sqlite_url, state_dir, [span(attributes={"prompt": "x" * 1000})])
+    query = JaegerQuery(config.load({}, database_url=sqlite_url))
+    assert len(list(query.find(TraceQuery(attributes={"prompt": "x" * 1000})))) == 1
+    assert list(query.find(TraceQuery(attributes={"prompt": "x" * 999}))) == []
+    query.close()
+
+
+def test_parts_are_bounded_in_size_and_time() -> None:
+    part = Part(T0, 1, "1" * 32, T0, T0)
+    near, far = span(), span()
+    far.start_ns = T0 + SPREAD_NS + 1
+    assert part.takes(near)
+    assert not part.takes(far)
+    for n in range(1000):
+        part.add(near, {tag("n", str(n))})
+    assert len(part.tags) <= 3000
+    assert not part.takes(near)
+
+
+# Names of the GenAI view.
+
+
+def test_agent_spans_of_any_vocabulary_get_the_names_the_page_reads() -> None:
+    row = {"event_type": "tool_call", "agent_name": "engineer", "status": "completed",
+           "inputs": {"tool_name": "search", "arguments": {"q": 1}}, "outputs": {"result": "found"},
+           "meta": {"tool_call_id": "call_1"}}
+    (shown,) = presented([span(attributes={"openinference.span.kind": "TOOL"})], row)
+    assert shown.attributes == {
+        "openinference.span.kind": "TOOL", "gen_ai.operation.name": "execute_tool", "gen_ai.agent.name": "engineer",
+        "gen_ai.tool.name": "search", "gen_ai.tool.call.arguments": '{"q": 1}', "gen_ai.tool.call.result": "found",
+        "gen_ai.tool.call.id": "call_1"}
+
+    row = {"event_type": "llm_call", "inputs": {"messages": [{"role": "user", "content": "hi"}]},
+           "outputs": {"messages": [{"role": "assistant", "content": None, "tool_calls": [
+               {"id": "c", "function": {"name": "f", "arguments": "{}"}}]}]},
+           "meta": {"model": "gpt-4.1", "prompt_tokens": 3, "completion_tokens": 0}}
+    (shown,) = presented([span()], row)
+    assert json.loads(shown.attributes["gen_ai.input.messages"]) == [
+        {"role": "user", "parts": [{"type": "text", "content": "hi"}]}]
+    assert json.loads(shown.attributes["gen_ai.output.messages"])[0]["parts"] == [
+        {"type": "tool_call", "id": "c", "name": "f", "arguments": "{}"}]
+    assert shown.attributes["gen_ai.usage.output_tokens"] == 0
+    assert shown.attributes["gen_ai.request.model"] == "gpt-4.1"
+
+    row = {"event_type": "agent_call", "inputs": {"message": "go"}, "outputs": {"response": "gone"}, "meta": {}}
+    (shown,) = presented([span()], row)
+    assert json.loads(shown.attributes["gen_ai.output.messages"])[0]["role"] == "assistant"
+
+
+def test_spans_that_speak_for_themselves_stay_as_they_are() -> None:
+    row = {"event_type": "llm_call", "inputs": {"messages": []}, "meta": {"model": "m"}, "agent_name": "a"}
+    own = span(attributes={"gen_ai.operation.name": "chat"})
+    assert presented([own], row) == [own]
+    (shown,) = presented([span(attributes={"gen_ai.operation.name": "chat", "gen_ai.usage.thinking_tokens": 0})], row)
+    assert shown.attributes["gen_ai.usage.reasoning.output_tokens"] == 0
+    plain = span()
+    assert presented([plain], {"event_type": "info"}) == [plain]
+
+
+def test_running_spans_have_no_length_and_say_so() -> None:
+    running = span()
+    running.end_ns = None
+    (shown,) = presented([running], {"event_type": "info", "status": "running"})
+    assert shown.end_ns == T0
+    assert shown.attributes == {"cmb.status": "running"}
+    assert running.end_ns is None
+
+
+# Encoding.
+
+
+def test_chunks_keep_order_and_size() -> None:
+    made = [span(1, attributes={"n": n, "text": "x" * 5000}) for n in range(300)]
+    chunks = list(traces_data(made, 200_000))
+    assert len(chunks) >= 8
+    assert all(len(chunk) <= 200_000 for chunk in chunks)
+    huge = span(1, attributes={"text": "x" * 500_000, "bytes": b"y" * 500_000}, events=[
+        SpanEvent("e", T0, {"list": ["z" * 100_000] * 10})])
+    (chunk,) = traces_data([huge], 200_000)
+    assert len(chunk) <= 200_000
+    many = span(1, attributes={f"{n}": "x" * 50 for n in range(10_000)})
+    (chunk,) = traces_data([many], 100_000)
+    assert len(chunk) <= 100_000
+
+
+# Servers and databases.
+
+
+def test_the_servicers_work_in_an_asyncio_server(sqlite_url: str, state_dir: Path) -> None:
+    store_spans(sqlite_url, state_dir, [span(n) for n in range(1, 40)])
+    query = JaegerQuery(config.load({}, database_url=sqlite_url))
+
+    def ask(port: int) -> tuple[int, list[str]]:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            client = Client(channel)
+            return len(client.find_traces(service="svc")), client.services()
+
+    async def main() -> tuple[int, list[str]]:
+        server = grpc.aio.server()
+        add_servicers(server, query)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, ask, port)
+        finally:
+            await server.stop(0)
+
+    assert asyncio.run(main()) == (39, ["svc"])
+    query.close()
+
+
+def test_a_caller_without_a_token_is_refused(sqlite_url: str) -> None:
+    def allow(context: Any) -> str | None:
+        return None if ("authorization", "Bearer x") in context.invocation_metadata() else "a token is needed"
+
+    query = JaegerQuery(config.load({}, database_url=sqlite_url))
+    server = grpc.server(ThreadPoolExecutor(2))
+    add_servicers(server, query, allow)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for ask in (Client(channel).services, lambda: Client(channel).find_traces(service="x")):
+            with pytest.raises(grpc.RpcError) as refused:
+                ask()
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        call = channel.unary_unary("/jaeger.storage.v2.TraceReader/GetServices")
+        assert call(b"", metadata=(("authorization", "Bearer x"),)) == b""
+    server.stop(0).wait()
+    query.close()
+
+
+def test_purge_empties_everything(database_url: str, state_dir: Path) -> None:
+    query = JaegerQuery(config.load({}, database_url=database_url))
+    query.purge()  # nothing there yet
+    store_spans(database_url, state_dir, [span(n) for n in range(1, 4)])
+    assert query.services() == ["svc"]
+    query.purge()
+    assert query.services() == query.operations("svc") == list(query.find(TraceQuery())) == []
+    store_spans(database_url, state_dir, [span(9)])
+    assert query.services() == ["svc"]
+    query.close()
+
+
+def test_readers_do_not_hold_a_writer_up(sqlite_url: str, state_dir: Path) -> None:
+    store_spans(sqlite_url, state_dir, [span(n) for n in range(1, 100)])
+    query = JaegerQuery(config.load({}, database_url=sqlite_url))
+    found = query.find(TraceQuery(service="svc"))
+    next(found)  # a client that reads slowly
+    store_spans(sqlite_url, state_dir, [span(200)])
+    assert len(list(found)) == 98
+    assert len(list(query.find(TraceQuery(service="svc", limit=200)))) == 100
+    query.close()
+
+
+def test_a_database_of_another_program_is_an_error(sqlite_url: str) -> None:
+    engine = create_engine(sqlite_url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE sessions (id TEXT)"))
+    engine.dispose()
+    with pytest.raises(SchemaError):
+        JaegerQuery(config.load({}, database_url=sqlite_url)).services()
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "jsonb"])
+def application(request: pytest.FixtureRequest) -> Iterator[tuple[str, application_schema.Application, str]]:
+    kind = request.param
+    url = request.getfixturevalue("sqlite_url" if kind == "sqlite" else "postgresql_url")
+    made = application_schema.make(url, application_schema.Shape(json="jsonb" if kind == "jsonb" else "json"))
+    yield url, made, made.add_run(made.add_session(), started=True)
+    made.engine.dispose()
+
+
+def test_the_applications_own_database(application: tuple[str, Any, str], state_dir: Path) -> None:
+    url, made, run_id = application
+    before = made.fingerprint()
+    spans = [
+        span(1, attributes={
+            "cmb.run.id": run_id, "x": 1.0, "big": 1e20, "deep": {"bb": 1, "a": [-0.0, b"\xff"]},
+            "text": '{"b": 1, "aa": [1.0, 1e17], "c": "' + "z" * 80 + '"}'}),
+        span(2, name="other",
+             attributes={"cmb.run.id": run_id, "input.value": "q" * 100, "openinference.span.kind": "LLM"},
+             resource=Resource({"service.name": "two"})),
+        span(3, attributes={"cmb.run.id": run_id}, name="x" * 300),
+    ]
+    store_spans(url, state_dir, spans)
+    query = JaegerQuery(config.load({}, database_url=url))
+    try:
+        (first,) = query.trace(spans[0].trace_id)
+        assert repr(sorted(first.attributes.items())) == repr(sorted(spans[0].attributes.items()))
+        assert query.services() == ["svc", "two"]
+        assert query.operations("two") == [("other", "internal")]
+        around = {"start_min_ns": T0 - 10**9, "start_max_ns": T0 + 10**9}
+        found = list(query.find(TraceQuery(service="svc", attributes={"x": "1", "big": "1" + "0" * 20}, **around)))
+        assert [item[0].trace_id for item in found] == [spans[0].trace_id]
+        assert list(query.find(TraceQuery(service="svc", start_min_ns=T0 + 10**9, start_max_ns=T0 + 10**10))) == []
+        assert len(list(query.find(TraceQuery(limit=2)))) == 2
+        assert query.dependencies(T0 - 10**9, T0 + 10**9) == []
+        with pytest.raises(PermissionError):
+            query.purge()
+    finally:
+        query.close()
+    assert made.fingerprint() == before
