@@ -126,3 +126,12 @@ def no_leaks() -> Iterator[None]:
     opened = {target for name, target in _descriptors().items() if name not in descriptors}
     assert not left, f"threads left behind: {left}"
     assert not opened, f"descriptors left behind: {opened}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The long form of a test runs only where it is asked for (`-m long`)."""
+    if "long" not in str(config.getoption("markexpr")):
+        skip = pytest.mark.skip(reason="the long form: run with -m long")
+        for item in items:
+            if item.get_closest_marker("long") is not None:
+                item.add_marker(skip)
