@@ -184,6 +184,20 @@ def test_a_caller_may_be_refused(sqlite_url: str) -> None:
         assert client.get("/api/services", headers={"authorization": "x"}).status_code == 200
 
 
+def test_purge_has_to_be_allowed(sqlite_url: str, state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store_spans(sqlite_url, state_dir, SPANS)
+    with client_of(sqlite_url) as client:
+        assert client.post("/api/purge").status_code == 404
+    monkeypatch.setenv("OTEL_CMB_ALLOW_PURGE", "1")
+    query = JaegerQuery(config.load({}, database_url=sqlite_url))
+    with TestClient(Starlette(routes=routes(query)), client=("192.0.2.1", 5)) as client:
+        assert client.post("/api/purge").status_code == 403
+    with TestClient(Starlette(routes=routes(query)), client=("127.0.0.1", 5)) as client:
+        assert client.post("/api/purge").status_code == 200
+        assert get(client, "/api/services")["data"] == []
+    query.close()
+
+
 @pytest.mark.parametrize(("text", "ns"), [
     ("", 0), ("0", 0), ("1s", 10**9), ("1.5s", 1_500_000_000), ("100ms", 10**8), ("1h2m3s", 3723 * 10**9),
     ("5us", 5000), ("5µs", 5000), (".5ns", 0),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -47,6 +48,9 @@ class _AnswerError(Exception):
         self.status = status
 
 
+PURGE_ENV = "OTEL_CMB_ALLOW_PURGE"
+"""`1`: `POST /api/purge` from this machine deletes every trace. For Jaeger's own storage suite, nothing else."""
+
 Allow = Callable[[Request], str | None]
 """Given the request: `None`, or why the caller may not."""
 
@@ -71,6 +75,8 @@ def routes(query: JaegerQuery, allow: Allow | None = None) -> list[BaseRoute]:
     made: list[BaseRoute] = [
         Route(path, _allowed(_endpoint(handler, v3), allow), methods=[method]) for method, path, handler, v3 in paths
     ]
+    if os.environ.get(PURGE_ENV) == "1":
+        made.append(Route("/api/purge", _allowed(_purge(query), allow), methods=["POST"]))
     made.append(Route("/api/transform", _allowed(_transform, allow), methods=["POST"]))
     made.append(Route("/api/{rest:path}", _allowed(_nothing, allow), methods=["GET", "POST", "PUT", "DELETE"]))
     return made
@@ -109,6 +115,8 @@ def _answered(handler: Callable[[Any], Any], argument: Any, error: Callable[[int
         return error(400, str(found))
     except CMBError as found:
         return error(503, str(found))
+    except PermissionError as found:
+        return error(403, str(found))
     except SQLAlchemyError as found:
         _LOG.warning("a question of Jaeger failed in the database: %s", type(found).__name__)
         return error(503, "the database cannot be read now; try again")
@@ -129,6 +137,17 @@ def _v1_error(status: int, message: str) -> Response:
 
 def _v3_error(status: int, message: str) -> Response:
     return _json({"error": {"httpCode": status, "message": message}}, status)
+
+
+def _purge(query: JaegerQuery) -> Callable[[Request], Awaitable[Response]]:
+    def purge(request: Request) -> Any:
+        if request.client is None or request.client.host not in {"127.0.0.1", "::1"}:
+            raise _AnswerError(403, "only this machine may purge")
+        query.purge()
+        _LOG.warning("every trace was purged, as %s allows", PURGE_ENV)
+        return {}
+
+    return _endpoint(purge, v3=False)
 
 
 async def _nothing(request: Request) -> Response:
