@@ -102,12 +102,9 @@ def _equal(attributes: Mapping[str, Any], key: str, text: str) -> bool:
 
 
 def tags_wanted(query: TraceQuery) -> list[bytes]:
-    """The hashes that a part of a matching trace holds (:mod:`otel_cmb.search_index`)."""
+    """The hashes that a part of a matching trace holds (:mod:`otel_cmb.search_index`), probably the rarest first: the
+    database looks no further at a part that lacks one."""
     wanted = []
-    if query.service:
-        wanted.append(tag(SERVICE, query.service))
-    if query.operation:
-        wanted.append(tag(OPERATION, query.operation[:255]))
     for key, text in query.attributes.items():
         if key == "error":
             if text.lower() in _TRUE:
@@ -122,4 +119,8 @@ def tags_wanted(query: TraceQuery) -> list[bytes]:
             wanted.append(tag(SCOPE_VERSION, text))
         elif len(text) <= MAX_TEXT:
             wanted.append(tag(key.removeprefix("resource."), text))
+    if query.operation:
+        wanted.append(tag(OPERATION, query.operation[:255]))
+    if query.service:
+        wanted.append(tag(SERVICE, query.service))
     return wanted
