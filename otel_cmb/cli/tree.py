@@ -18,7 +18,8 @@ from otel_cmb.reader.reader import grow
 from otel_cmb.reader.records import Line, Node, Run, RunTotals, TreeNode
 
 __all__ = [
-    "Glyphs", "clean", "count", "draw", "header", "moment_of", "money", "rows_of", "said", "span", "status_style", "when",
+    "Glyphs", "clean", "count", "draw", "header", "moment_of", "money", "rows_of", "said", "span", "status_style",
+    "when",
 ]
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
