@@ -27,28 +27,37 @@ _RUN = 20
 @dataclass(frozen=True, slots=True)
 class Pattern:
     """One kind of secret. `needles` are lower-case texts one of which is in every match: the regular expression runs
-    only where one is found (none: everywhere, which costs). `replacement` is a template of :func:`re.sub`. `run`: every
-    match holds 20 letters, digits, `_` or `-` in a row, which prose rarely does."""
+    only around those found (none: everywhere, which costs). `replacement` is a template of :func:`re.sub`. `run`: every
+    match holds 20 letters, digits, `_` or `-` in a row, which prose rarely does. `reach`: a match begins at most this
+    many characters before a needle and ends at most 4,300 after it; 0: no such bounds."""
 
     name: str
     needles: tuple[str, ...]
     regex: re.Pattern[str]
     replacement: str
     run: bool = False
+    reach: int = 0
 
 
-def _words(name: str, needles: Iterable[str], regex: str, replacement: str) -> Pattern:
-    return Pattern(name, tuple(needles), re.compile(regex), replacement)
+def _words(name: str, needles: Iterable[str], regex: str, replacement: str, reach: int = 64) -> Pattern:
+    return Pattern(name, tuple(needles), re.compile(regex), replacement, reach=reach)
 
 
 def _token(name: str, needles: Iterable[str], regex: str) -> Pattern:
-    return Pattern(name, tuple(needles), re.compile(regex), f"[redacted: {name}]", run=True)
+    return Pattern(name, tuple(needles), re.compile(regex), f"[redacted: {name}]", run=True, reach=64)
 
 
 _NAMES = (
     r"(?:pass(?:word|wd|phrase)|api[_-]?key|(?:client|app|shared)[_-]?secret|secret[_-]?(?:access[_-]?)?key"
     r"|(?:access|refresh|auth|bearer|session|id)[_-]?token|private[_-]?key|account[_-]?key)"
 )
+_NAME_NEEDLES = (
+    "passw", "passphrase", "secret", "api_key", "api-key", "apikey", "private_key", "private-key", "privatekey",
+    "account_key", "account-key", "accountkey", "_token", "-token", "accesstoken", "refreshtoken", "authtoken",
+    "bearertoken", "sessiontoken", "idtoken",
+)
+_COARSE = ("key", "token")
+"""Looked for first: a text without them needs not be searched for the needles that contain them."""
 # In an assignment without quotes the right side may be code that names the secret without holding it.
 _CODE = (
     r"(?!\[redacted|os\.|env\b|environ|getenv|process\.|self\.|config|settings|none\b|null\b|true\b|false\b|str\b|input\("
@@ -58,7 +67,7 @@ _CODE = (
 DEFAULT: tuple[Pattern, ...] = (
     _words("private key", ("-----begin",),
            r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\Z)",
-           "[redacted: private key]"),
+           "[redacted: private key]", reach=0),
     _token("JWT", ("eyj",), r"\beyJ[A-Za-z0-9_-]{17,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?"),
     _words("authorization", ("bearer ", "authorization"),
            r"((?i:\bbearer\s+|authorization[\"'\\]*\s*[:=]\s*[\"'\\]*(?:[a-z-]+\s+)?))"
@@ -73,15 +82,15 @@ DEFAULT: tuple[Pattern, ...] = (
     _token("Slack token", ("xox",), r"\bxox[abeprs]-[A-Za-z0-9-]{15,}"),
     _token("Google key", ("aiza", "ya29."), r"\b(?:AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_-]{20,})"),
     _token("Hugging Face token", ("hf_",), r"\bhf_[A-Za-z0-9]{30,}"),
-    _words("password", ("://",), r"(://[^\s:/@\"'<>\\]*:)(?!\[redacted)[^\s/@\"'<>\\]+(?=@)",
+    _words("password", ("://",), r"(://[^\s:/@\"'<>\\]{0,256}:)(?!\[redacted)[^\s/@\"'<>\\]{1,1024}(?=@)",
            r"\1[redacted: password]"),
-    _words("secret", ("passw", "passphrase", "key", "secret", "token"),
+    _words("secret", _NAME_NEEDLES,
            rf"(?i)({_NAMES}(?:\\*[\"'])?\s*(?:[:=]|=>)\s*(?P<quote>\\*[\"']))(?!\[redacted)"
            r"(?:(?!(?P=quote))(?:\\.|[\s\S])){1,4096}", r"\1[redacted: secret]"),
-    _words("secret", ("passw", "passphrase", "key", "secret", "token"),
+    _words("secret", _NAME_NEEDLES,
            rf"(?i)({_NAMES}(?P<quote>\\*[\"'])\s*:\s*)-?[0-9][0-9.]{{3,}}",
            r"\1\g<quote>[redacted: secret]\g<quote>"),
-    _words("secret", ("passw", "passphrase", "key", "secret", "token"),
+    _words("secret", _NAME_NEEDLES,
            rf"(?i)({_NAMES}\s*[:=]\s*){_CODE}[^\s\"'\\,;&)}}\]]{{4,}}", r"\1[redacted: secret]"),
 )
 
@@ -103,6 +112,8 @@ _IN_A_RUN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
 _RUNS = bytes(97 if byte in _IN_A_RUN else 32 for byte in range(256))
 _RUN_NEEDLE = b"a" * _RUN
 _SHORT = 64
+_LONG = 4096
+_AFTER = 4300
 _T = TypeVar("_T")
 
 
@@ -119,7 +130,12 @@ class Redactor:
         self.replaced = 0
         self.hook_failures = 0
         self._blind = any(not pattern.needles for pattern in patterns)
-        self._words = tuple({needle for pattern in patterns if not pattern.run for needle in pattern.needles})
+        words = dict.fromkeys(needle for pattern in patterns if not pattern.run for needle in pattern.needles)
+        self._words = tuple(needle for needle in words if not any(coarse in needle for coarse in _COARSE))
+        self._coarse = tuple(
+            (coarse, tuple(needle for needle in words if coarse in needle)) for coarse in _COARSE
+            if any(coarse in needle for needle in words)
+        )
         self._tokens = tuple({needle for pattern in patterns if pattern.run for needle in pattern.needles})
         self._plain_keys: set[str] = set()
         self._plain_texts: set[str] = set()
@@ -162,6 +178,9 @@ class Redactor:
         lowered = text.lower()
         for needle in self._words:
             if needle in lowered:
+                return True
+        for coarse, needles in self._coarse:
+            if coarse in lowered and any(needle in lowered for needle in needles):
                 return True
         if _RUN_NEEDLE in text.encode("utf-8", "replace").translate(_RUNS):
             for needle in self._tokens:
@@ -259,9 +278,14 @@ class Redactor:
     def _text(self, key: str, text: str, hook: Hook | None) -> str:
         lowered = text.lower()
         for pattern in self.patterns:
-            if not pattern.needles or any(needle in lowered for needle in pattern.needles):
+            if not pattern.needles:
                 text, found = pattern.regex.subn(pattern.replacement, text)
                 self.replaced += found
+            elif any(needle in lowered for needle in pattern.needles):
+                before = text
+                text = self._replace(pattern, text, lowered)
+                if text is not before:
+                    lowered = text.lower()
         if hook is None:
             return text
         try:
@@ -274,6 +298,20 @@ class Redactor:
             return FAILED
         self.replaced += result != text
         return result
+
+    def _replace(self, pattern: Pattern, text: str, lowered: str) -> str:
+        if len(text) <= _LONG or not pattern.reach or len(lowered) != len(text):  # some letters are two in lower case
+            result, found = pattern.regex.subn(pattern.replacement, text)
+            self.replaced += found
+            return result if found else text
+        pieces, done = [], 0
+        for start, end in _windows(pattern, lowered):
+            piece, found = pattern.regex.subn(pattern.replacement, text[start:end])
+            if found:
+                self.replaced += found
+                pieces += [text[done:start], piece]
+                done = end
+        return "".join([*pieces, text[done:]]) if pieces else text
 
     # Shared by many spans: looked at once.
 
@@ -290,3 +328,23 @@ class Redactor:
             known = self._shared[id(shared)] = (shared, result)
             self._shared[id(result)] = (result, result)
         return known[1]  # type: ignore[no-any-return]
+
+
+def _windows(pattern: Pattern, lowered: str) -> list[tuple[int, int]]:
+    """Where in a long text the pattern may match: around its needles, overlaps joined."""
+    found: list[int] = []
+    for needle in pattern.needles:
+        at = lowered.find(needle)
+        while at >= 0:
+            end = at + len(needle)
+            if not (needle.endswith("token") and lowered[end : end + 1] == "s"):  # max_tokens, in every LLM call
+                found.append(at)
+            at = lowered.find(needle, end)
+    windows: list[tuple[int, int]] = []
+    for at in sorted(found):
+        start, end = max(at - pattern.reach, 0), min(at + _AFTER, len(lowered))
+        if windows and start <= windows[-1][1]:
+            windows[-1] = (windows[-1][0], end)
+        else:
+            windows.append((start, end))
+    return windows

@@ -31,9 +31,11 @@ import orjson
 
 from otel_cmb.event import Resource, Scope, Span
 
-__all__ = ["clean", "clean_attributes", "clean_span", "clean_text", "cut", "fit"]
+__all__ = ["UNCUT", "clean", "clean_attributes", "clean_span", "clean_text", "cut", "fit"]
 
 MAX_VALUE_BYTES = 262_144
+UNCUT = 1 << 62
+"""`max_value_bytes` that cuts nothing: before redaction, because half a secret has no known form."""
 MAX_DEPTH = 32
 MAX_ITEMS = 10_000
 MAX_KEY_BYTES = 1024
@@ -366,24 +368,24 @@ def clean_span(span: Span, *, max_value_bytes: int = MAX_VALUE_BYTES) -> Span:
     return span
 
 
-_shared: dict[int, tuple[Any, int, Any]] = {}
-"""Cleaned resources and scopes by identity: a process has a handful, every span has both. The object is kept beside its
+_shared: dict[tuple[int, int], tuple[Any, Any]] = {}
+"""Cleaned resources and scopes by identity and limit: a process has a handful, every span has both. The object is kept beside its
 result so that its id cannot be reused by another."""
 
 
 def _remember(original: Any, max_bytes: int, result: Any) -> Any:
-    if len(_shared) >= 256:
+    if len(_shared) >= 512:
         _shared.clear()
-    _shared[id(original)] = (original, max_bytes, result)
+    _shared[id(original), max_bytes] = (original, result)
     if result is not original:
-        _shared[id(result)] = (result, max_bytes, result)
+        _shared[id(result), max_bytes] = (result, result)
     return result
 
 
 def _clean_resource(resource: Resource, max_bytes: int) -> Resource:
-    known = _shared.get(id(resource))
-    if known is not None and known[1] == max_bytes:
-        return known[2]  # type: ignore[no-any-return]
+    known = _shared.get((id(resource), max_bytes))
+    if known is not None:
+        return known[1]  # type: ignore[no-any-return]
     attributes = clean_attributes(resource.attributes, max_value_bytes=max_bytes)
     schema_url = clean_text(resource.schema_url, max_bytes)
     same = attributes is resource.attributes and schema_url == resource.schema_url
@@ -392,9 +394,9 @@ def _clean_resource(resource: Resource, max_bytes: int) -> Resource:
 
 
 def _clean_scope(scope: Scope, max_bytes: int) -> Scope:
-    known = _shared.get(id(scope))
-    if known is not None and known[1] == max_bytes:
-        return known[2]  # type: ignore[no-any-return]
+    known = _shared.get((id(scope), max_bytes))
+    if known is not None:
+        return known[1]  # type: ignore[no-any-return]
     attributes = clean_attributes(scope.attributes, max_value_bytes=max_bytes)
     texts = (scope.name, scope.version, scope.schema_url)
     name, version, schema_url = (clean_text(text, max_bytes) for text in texts)

@@ -72,6 +72,19 @@ def test_secrets_are_replaced_wherever_they_are(text: str, secret: str) -> None:
     json.loads(span.name)  # a JSON text stays one
 
 
+@pytest.mark.parametrize(("text", "secret"), SECRETS)
+def test_secrets_are_found_in_long_texts(text: str, secret: str) -> None:
+    filler = "Keys and tokens are words too; a task-list, a max_tokens: 5. " * 2000
+    places = (f"{filler}{text}\n{filler}", f"{text}\n{filler}", f"{filler}{text}", f"{filler}{text}\n{filler}{text}")
+    for long in places:
+        redactor = redact.Redactor()
+        cleaned = redactor.text(long)
+        assert secret not in cleaned
+        assert redactor.text(cleaned) == cleaned
+        if "BEGIN" not in text:
+            assert len(cleaned) > len(long) - 500
+
+
 @pytest.mark.parametrize("text", [
     "", "the password is asked for later", "api_key=os.environ['KEY']", "api_key = None", "password: str",
     "def f(api_key: str | None = None)", "max_tokens: 4096", '{"input_tokens": 12345}', '"api_key": null',
