@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -157,17 +158,29 @@ class Totals:
     def add(self, counts: dict[str, int]) -> None:
         """Add the counts of a journal that was removed."""
         if counts:
-            with self._open() as connection:
-                connection.executemany(
-                    "INSERT INTO totals VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n",
-                    list(counts.items()))
+            try:
+                self._add(counts)
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError:  # damaged: put aside, and begin anew
+                os.replace(self._path, f"{self._path}.damaged-{time.time_ns()}")
+                self._add(counts)
+
+    def _add(self, counts: dict[str, int]) -> None:
+        with self._open() as connection:
+            connection.executemany(
+                "INSERT INTO totals VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n",
+                list(counts.items()))
 
     def read(self) -> dict[str, int]:
         """All counts so far."""
         if not os.path.exists(self._path):
             return {}
-        with self._open() as connection:
-            return dict(connection.execute("SELECT name, n FROM totals"))
+        try:
+            with self._open() as connection:
+                return dict(connection.execute("SELECT name, n FROM totals"))
+        except sqlite3.DatabaseError:  # damaged: put aside by the next that adds to it
+            return {}
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

@@ -9,10 +9,11 @@ the ones it knows.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import orjson
 from sqlalchemy import Connection
@@ -28,6 +29,9 @@ from otel_cmb.traces import Trace
 from otel_cmb.values import as_dict
 
 __all__ = ["Known"]
+
+_log = logging.getLogger("otel_cmb")
+T = TypeVar("T")
 
 _CHUNK = 100
 """Traces asked for in one statement: keeps it under SQLite's limits on terms and expression depth."""
@@ -242,6 +246,9 @@ class _SkeletonFile:
     def __init__(self, directory: str):
         self._path = os.path.join(directory, "skeletons.db")
         self._saves = 0
+        self._said = False
+        self._memory: dict[str, str] = {}
+        """What the file could not take: its trouble never delays a row."""
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -256,6 +263,39 @@ class _SkeletonFile:
             connection.close()
 
     def load(self, trace_ids: Sequence[str]) -> list[tuple[str, str]]:
+        found = self._guarded(lambda: self._load(trace_ids)) or []
+        if self._memory:
+            prefixes = {_prefix(trace_id) for trace_id in trace_ids}
+            known = {id_ for id_, _ in found}
+            found += [(id_, body) for id_, body in self._memory.items() if id_[:18] in prefixes and id_ not in known]
+        return found
+
+    def save(self, put: Sequence[tuple[str, str]], drop: Sequence[str]) -> None:
+        if not put and not drop:
+            return
+        if self._guarded(lambda: self._save(put, drop)) is None:
+            self._memory.update(put)
+            while len(self._memory) > 10_000:
+                self._memory.pop(next(iter(self._memory)))
+        for id_ in drop if self._memory else ():
+            self._memory.pop(id_, None)
+
+    def _guarded(self, work: Callable[[], T]) -> T | None:
+        """Its result; `None` where the file cannot be used now. A damaged file is put aside."""
+        try:
+            return work()
+        except (sqlite3.OperationalError, OSError) as error:
+            reason: Exception = error
+        except sqlite3.DatabaseError as error:
+            reason = error
+            with contextlib.suppress(OSError):
+                os.replace(self._path, f"{self._path}.damaged-{clock.now_ns()}")
+        if not self._said:
+            self._said = True
+            _log.warning("otel-cmb: %s cannot be used: %s; what it would hold is remembered by this process only", self._path, reason)
+        return None
+
+    def _load(self, trace_ids: Sequence[str]) -> list[tuple[str, str]]:
         if not os.path.exists(self._path):
             return []
         found: list[tuple[str, str]] = []
@@ -265,9 +305,7 @@ class _SkeletonFile:
                     "SELECT id, body FROM skeletons WHERE id BETWEEN ? AND ?", trace_id_range(trace_id)).fetchall()
         return found
 
-    def save(self, put: Sequence[tuple[str, str]], drop: Sequence[str]) -> None:
-        if not put and not drop:
-            return
+    def _save(self, put: Sequence[tuple[str, str]], drop: Sequence[str]) -> bool:
         os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
         now = clock.now_ns()
         with self._open() as connection:
@@ -279,6 +317,7 @@ class _SkeletonFile:
                 connection.execute("DELETE FROM skeletons WHERE seen < ?", (now - SKELETONS_KEPT_NS,))
             connection.execute("COMMIT")
         self._saves += 1
+        return True
 
 
 def _prefix(trace_id: str) -> str:

@@ -68,7 +68,7 @@ from otel_cmb.journal import (
 )
 from otel_cmb.otlp_clean import SpanContent
 from otel_cmb.redact import Redactor
-from otel_cmb.sanitize import clean_span
+from otel_cmb.sanitize import UNCUT, clean_span
 from otel_cmb.sdk import span_from_sdk
 from otel_cmb.standby import Standby
 from otel_cmb.store import Store
@@ -385,9 +385,11 @@ class Pipeline:
         Safe to call twice; a later `accept` opens the pipeline again.
         """
         with self._shutdown_lock:
-            if self._closed or (self._journal is None and self._standby is None):
-                return True
             limit = self.settings.shutdown_timeout if timeout is None else timeout
+            if self._closed or (self._journal is None and self._standby is None):
+                if (thread := self._thread) is not None and thread is not threading.current_thread():
+                    thread.join(limit)  # it gives everything back when the database has answered
+                return self._journal is None and self._standby is None
             deadline = clock.monotonic() + limit
             self._next_adoption = 0.0  # what forked children left
             complete = self.flush(limit)
@@ -401,9 +403,11 @@ class Pipeline:
             thread = self._thread
             if thread is not None and thread is not threading.current_thread():
                 thread.join(max(0.1, deadline - clock.monotonic()))
-            if thread is None or not thread.is_alive():
+            if thread is None or thread is threading.current_thread():
                 self._close()
             stats = self.stats()
+            if self._standby is not None and self._standby.backlog():
+                _log.error("otel-cmb: what waits in memory is lost unless the database answers before the process ends")
         if stats.parked or stats.pending or stats.lost:
             _log.warning("otel-cmb: %s", stats.summary(safe_url(self.settings.database_url)))
         return complete
@@ -412,10 +416,11 @@ class Pipeline:
 
     def _prepared(self, span: Span) -> Span:
         """Redacted, reduced to what may be captured, cleaned and cut: before anything touches the disk."""
-        clean_span(span, max_value_bytes=self.settings.max_value_bytes)
+        clean_span(span, max_value_bytes=self.settings.max_value_bytes if self._redactor is None else UNCUT)
         strip_content(span, self.settings.capture)
         if self._redactor is not None:
             self._redactor.span(span)
+            clean_span(span, max_value_bytes=self.settings.max_value_bytes)
         if span.stamp.automatic_run_id is None and not self.per_trace_runs:
             span.stamp.automatic_run_id = self.automatic_run_id
         if self._journal is not None and self._journal.size > 0.85 * self.settings.journal_max_bytes:
@@ -521,8 +526,10 @@ class Pipeline:
                 continue
             with self._start_lock:
                 if self._stopping:
-                    self._thread = None
-                    return
+                    self._close()
+                    if self._closed:
+                        self._thread = None
+                        return
 
     def _guarded_step(self) -> None:
         try:
@@ -976,6 +983,8 @@ class Pipeline:
     def _close(self) -> None:
         """Give everything back; a later `accept` starts over with a new journal. The counts go on."""
         with self._append_lock:
+            if not self._closed:
+                return
             journal, self._journal = self._journal, None
             standby, self._standby = self._standby, None
         lost = self._give_up(standby, journal) if standby is not None else 0

@@ -214,10 +214,13 @@ class Store:
     def _prepare(self, connection: Connection, items: Sequence[Item], locked: set[str]) -> tuple[list[_Change], set[str]]:
         for item in items:
             item.outcome = None
-            if item.command is not None:
+            if item.command is not None and item.command["do"] != "run_end":
                 item.outcome = self._command(connection, item.command)
         spans = [item for item in items if item.span is not None]
         places = self._place(connection, spans)
+        for item in items:  # after the spans: they may have made the run that ends here
+            if item.command is not None and item.command["do"] == "run_end":
+                item.outcome = self._command(connection, item.command)
         runs = {place.run.id for place in places.values()}
         lock_runs(connection, runs | locked, self._workflow.table("workflow_runs"))
         by_trace: dict[str, list[Item]] = defaultdict(list)
