@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
-from support import application_schema, postgres
+from support import application_schema, pgbouncer, postgres
 from support.application_schema import Shape
 
 from otel_cmb import config, dialects, pipeline
@@ -266,3 +266,27 @@ def test_an_alias_two_runs_share_and_names_of_other_runs_do_not_mislead(postgres
     found = {row["run_id"]: row["node_id"] for row in app.rows("execution_events")}
     assert found == dict(zip(runs, nodes, strict=True))
     app.engine.dispose()
+
+
+# -- pgbouncer ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(pgbouncer.PROGRAM is None, reason="pgbouncer is not installed")
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_behind_pgbouncer_in_transaction_mode(postgresql_server, tmp_path, driver):
+    """Eight writers share two server connections: no state of a session is assumed."""
+    with postgresql_server.database() as direct, pgbouncer.pooled(direct) as url:
+        text = postgres.text(url, driver)
+        doors = [
+            pipeline.get_pipeline(config.load(
+                database_url=text, state_dir=str(tmp_path / f"state-{number}"), on_missing_run="create"))
+            for number in range(8)
+        ]
+        for _ in range(5):
+            for number, door in enumerate(doors):
+                door.accept(spans(20, "shared" if number % 2 else f"own-{number}"))
+        assert all(door.flush(60) for door in doors)
+        assert [door.stats().committed for door in doors] == [100] * 8
+        counts = "SELECT count(*), count(DISTINCT (run_id, execution_order)) FROM execution_events"
+        assert rows_of(direct, counts) == [(800, 800)]
+        pipeline.forget_pipelines()
