@@ -103,7 +103,8 @@ class Browser:
         for argument in (
             "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server",
             "--disable-background-networking", "--disable-component-update", "--disable-default-apps",
-            "--disable-sync", "--no-first-run", "--hide-scrollbars", f"--user-data-dir={profile}", "--window-size=1400,900",
+            "--disable-sync", "--no-first-run", "--hide-scrollbars", "--window-size=1400,900",
+            f"--user-data-dir={profile}",
         ):
             options.add_argument(argument)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})

@@ -1,6 +1,6 @@
 // The list of runs: newest first, filtered, paged, live.
 
-import { h, later } from "./dom.js";
+import { h, later, put } from "./dom.js";
 import { ENDED, count, money, shortId, span, statusPill, when } from "./format.js";
 
 const PAGE = 50;
@@ -115,19 +115,20 @@ export class RunList {
     } catch { /* the list says what is wrong */ } finally { this.summing = false; }
   }
 
+  // Rows stay the elements they are and are filled anew: a click or the focus that is under way is not lost.
   draw() {
     const rows = new Map();
     for (const run of this.runs) {
       const totals = this.totals.get(run.id), state = JSON.stringify([run, totals], (_key, value) => (typeof value === "bigint" ? String(value) : value));
-      const old = this.rows.get(run.id);
-      rows.set(run.id, old && old.state === state ? old : { state, element: this.row(run, totals) });
+      const row = this.rows.get(run.id) || { element: this.row(run) };
+      if (row.state !== state) { row.state = state; this.fill(row.element, run, totals); }
+      rows.set(run.id, row);
     }
-    const wanted = [...rows.values()].map((row) => row.element), now = [...this.body.children];
-    if (wanted.length !== now.length || wanted.some((element, index) => element !== now[index])) {
-      const focused = document.activeElement && this.body.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
-      this.body.replaceChildren(...wanted);
-      if (focused) { const link = [...this.body.querySelectorAll("a")].find((item) => item.getAttribute("href") === focused); if (link) link.focus(); }
+    let at = this.body.firstChild;
+    for (const { element } of rows.values()) {
+      if (element === at) at = at.nextSibling; else this.body.insertBefore(element, at);
     }
+    while (at) { const next = at.nextSibling; at.remove(); at = next; }
     this.rows = rows;
     this.more.hidden = !this.next;
     this.note.hidden = this.runs.length > 0;
@@ -135,19 +136,27 @@ export class RunList {
     this.note.textContent = narrowed ? "No run fits the filter." : "No runs yet. Record one with: otel-cmb run -- python program.py";
   }
 
-  row(run, totals) {
-    const live = !run.ended && !ENDED.has(run.status);
-    return h("tr", { class: live ? "going" : null, data: { id: run.id } },
-      h("td", { class: "task" }, h("a", { href: this.app.runPath(run.id) }, run.task_description ? run.task_description.slice(0, 300) : h("span", { class: "dim" }, "no task")),
-        h("code", { class: "dim" }, shortId(run.id))),
-      h("td", { class: "status" }, statusPill(run.status, live ? "going" : "")),
-      h("td", { class: "started" }, when(run.started_at, { seconds: false }) || h("span", { class: "dim" }, "no start time")),
-      h("td", { class: "num took" }, run.duration_ms !== null ? span(run.duration_ms) : run.started_at && live ? span(Date.now() - new Date(run.started_at)) : ""),
-      h("td", { class: "wide" }, run.mode), h("td", { class: "agent" }, run.agent), h("td", { class: "wide" }, run.model),
-      h("td", { class: "num events", data: { label: "events" } }, totals ? count(totals.events) : "…"),
-      h("td", { class: "num failures" + (totals && totals.failures ? " bad" : ""), data: { label: "failed" } }, totals && totals.failures ? count(totals.failures) : ""),
-      h("td", { class: "num tokens", data: { label: "tokens" } }, totals && totals.tokens ? count(totals.tokens) : ""),
-      h("td", { class: "num cost" }, totals ? money(totals.cost_usd) : ""));
+  row(run) {
+    return h("tr", { data: { id: run.id } },
+      h("td", { class: "task" }, h("a", { href: this.app.runPath(run.id) }), h("code", { class: "dim", title: run.id }, shortId(run.id))),
+      h("td", { class: "status" }), h("td", { class: "started" }), h("td", { class: "num took" }), h("td", { class: "wide" }), h("td", { class: "agent" }), h("td", { class: "wide" }),
+      h("td", { class: "num events", data: { label: "events" } }), h("td", { class: "num failures", data: { label: "failed" } }),
+      h("td", { class: "num tokens", data: { label: "tokens" } }), h("td", { class: "num cost" }));
+  }
+
+  fill(row, run, totals) {
+    const live = !run.ended && !ENDED.has(run.status), cells = row.children, link = cells[0].firstChild;
+    const task = run.task_description ? run.task_description.slice(0, 300) : "no task";
+    if (link.textContent !== task) link.textContent = task;
+    row.classList.toggle("going", live);
+    cells[8].classList.toggle("bad", !!(totals && totals.failures));
+    const content = [
+      statusPill(run.status, live ? "going" : ""), when(run.started_at, { seconds: false }) || h("span", { class: "dim" }, "no start time"),
+      run.duration_ms !== null ? span(run.duration_ms) : run.started_at && live ? span(Date.now() - new Date(run.started_at)) : "",
+      run.mode, run.agent, run.model, totals ? count(totals.events) : "…", totals && totals.failures ? count(totals.failures) : "",
+      totals && totals.tokens ? count(totals.tokens) : "", totals ? money(totals.cost_usd) : "",
+    ];
+    content.forEach((item, index) => put(cells[index + 1], item === "" ? null : item));
   }
 
   key(event) {

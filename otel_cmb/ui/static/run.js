@@ -318,7 +318,7 @@ export class RunPage {
     else if (event.key === "e") this.unfold();
     else if (event.key === "c") this.fold();
     else if (/^[1-5]$/.test(event.key)) this.navigate({ view: VIEWS[event.key - 1][0] });
-    else if (this.shown === "timeline" && /^(Arrow(Up|Down|Left|Right)|[jkz])$/.test(event.key) && !this.panel.contains(document.activeElement) && !this.dag.contains(document.activeElement)) {
+    else if (this.shown === "timeline" && /^(Arrow(Up|Down|Left|Right)|Home|End|Page(Up|Down)|[jkz])$/.test(event.key) && !this.panel.contains(document.activeElement) && !this.dag.contains(document.activeElement)) {
       this.waterfall.body.focus();
       this.waterfall.key(event);
       return;
