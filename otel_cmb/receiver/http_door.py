@@ -138,6 +138,11 @@ class HttpDoor:
             return await self._turn_away(request, early.answer, as_json)
         except ClientDisconnect:
             return Response(status_code=400)
+        except asyncio.CancelledError:
+            if not house.draining:
+                raise
+            # the drain timeout is over; what the thread has taken is safe, but nobody waits for its answer any more
+            return _response(house.say("http", signal, "unavailable", "the server is shutting down"), signal, as_json)
         finally:
             house.reading.leave(len(body))
         return _response(answer, signal, as_json)
