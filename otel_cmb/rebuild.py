@@ -5,10 +5,12 @@ column is referred to, not stored twice (:mod:`otel_cmb.refs`); what JSON cannot
 (:mod:`otel_cmb.tagged`):
 
     trace_id span_id parent_span_id name kind start_ns end_ns status{code, message} trace_state flags
-    attributes refs events links resource scope dropped[attributes, events, links] stamp died merged
+    attributes refs events links resource scope dropped[attributes, events, links] stamp died merged shape
 
-`resource` and `scope` are objects, or with `intern` the id of one. `merged` lists the further spans the event was made
-from; there `trace_id`, `resource` and `scope` are absent when they are those of the first.
+With `intern` (owned databases) what many rows have in common is stored once: `resource` is then the id of one, and
+`shape` the id of an object with `scope`, `kind`, `status` and the `refs` that say nothing of the one row.
+`stamp.run_id` is absent when it is the row's, and false when there was none. `merged` lists the further spans the event
+was made from; there `trace_id`, `resource` and `scope` are absent when they are those of the first.
 """
 
 from __future__ import annotations
@@ -35,9 +37,24 @@ _stamp_values = attrgetter(*_STAMP)
 
 
 def content_id(body: Mapping[str, Any]) -> tuple[str, str]:
-    """Id and canonical JSON text (tagged, keys sorted) of a resource or scope; the id is its hex BLAKE2b-128."""
-    data = orjson.dumps(tagged.tag(body), option=orjson.OPT_SORT_KEYS)
-    return hashlib.blake2b(data, digest_size=16).hexdigest(), data.decode()
+    """Id and JSON text (tagged) of a resource or shape; the id is the text's hex BLAKE2b-128. The order of keys counts:
+    it is part of the JSON texts a shape describes."""
+    try:
+        key = orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        key = orjson.dumps(tagged.tag(body))
+    else:
+        if not tagged.holds(key):
+            key = orjson.dumps(tagged.tag(body))
+    found = _content_ids.get(key)
+    if found is None:
+        if len(_content_ids) >= 4096:
+            _content_ids.clear()
+        found = _content_ids[key] = (hashlib.blake2b(key, digest_size=16).hexdigest(), key.decode())
+    return found
+
+
+_content_ids: dict[bytes, tuple[str, str]] = {}
 
 
 class Interner:
@@ -120,21 +137,23 @@ def _pack_span(
     if span.parent_span_id is not None:
         packed["parent_span_id"] = span.parent_span_id
     packed["name"] = span.name
+    shape: dict[str, Any] = packed if intern is None else {}
+    common: dict[str, Any] | None = None if intern is None else {}
     if span.kind != KIND_INTERNAL:
-        packed["kind"] = span.kind
+        shape["kind"] = span.kind
     packed["start_ns"] = span.start_ns
     if span.end_ns is not None:
         packed["end_ns"] = span.end_ns
-    if span.status_code or span.status_message:
-        packed["status"] = {"code": span.status_code}
-        if span.status_message:
-            packed["status"]["message"] = span.status_message
+    if span.status_message:
+        packed["status"] = {"code": span.status_code, "message": span.status_message}
+    elif span.status_code:
+        shape["status"] = {"code": span.status_code}
     if span.trace_state:
         packed["trace_state"] = span.trace_state
     if span.flags:
         packed["flags"] = span.flags
     if span.attributes:
-        _put_attributes(packed, span.attributes, places, own=first is None)
+        _put_attributes(packed, span.attributes, places, own=first is None, common=common)
     if span.events:
         packed["events"] = [_pack_span_event(item, places) for item in span.events]
     if span.links:
@@ -145,26 +164,38 @@ def _pack_span(
     ):
         body = _shared_body(value)
         if shared is None:
-            if body:
-                packed[key] = body if intern is None else intern(body)
-        elif value is not shared and tagged.dumps(body) != tagged.dumps(_shared_body(shared)):
+            if not body:
+                continue
+        elif value is shared or tagged.dumps(body) == tagged.dumps(_shared_body(shared)):
+            continue
+        if key == "scope":
+            shape[key] = body
+        else:
             packed[key] = body if intern is None or not body else intern(body)
     if span.dropped_attributes or span.dropped_events or span.dropped_links:
         packed["dropped"] = [span.dropped_attributes, span.dropped_events, span.dropped_links]
     stamp = _stamp_body(span.stamp)
+    if run_id is not None:
+        if "run_id" not in stamp:
+            stamp["run_id"] = False
+        elif stamp["run_id"] == run_id:
+            del stamp["run_id"]
     if stamp:
-        if run_id is not None and stamp.get("run_id") == run_id:
-            stamp["run_id"] = True
         packed["stamp"] = stamp
     if span.died:
         packed["died"] = True
+    if common:
+        shape["refs"] = common
+    if shape and intern is not None:
+        packed["shape"] = intern(shape)
     return packed
 
 
 def _put_attributes(
-    packed: dict[str, Any], attributes: dict[str, Any], places: references.Places, *, own: bool = False
+    packed: dict[str, Any], attributes: dict[str, Any], places: references.Places, *, own: bool = False,
+    common: dict[str, Any] | None = None,
 ) -> None:
-    kept, refs = references.pack(attributes, places, own=own)
+    kept, refs = references.pack(attributes, places, own=own, common=common)
     if kept:
         packed["attributes"] = kept
     if refs:
@@ -260,11 +291,15 @@ def _unpack_span(
     packed: Mapping[str, Any], row: Mapping[str, Any], resolve: Callable[[str], dict[str, Any]] | None,
     first: Span | None, own: Mapping[str, Any],
 ) -> Span:
+    if "shape" in packed:
+        packed = _with_shape(packed, resolve)
     status = packed.get("status", {})
     dropped = packed.get("dropped", (0, 0, 0))
     stamp = dict(packed.get("stamp", {}))
-    if stamp.get("run_id") is True:
+    if "run_id" not in stamp:
         stamp["run_id"] = row.get("run_id")
+    elif stamp["run_id"] is False:
+        stamp["run_id"] = None
     if first is not None and "resource" not in packed:
         resource = first.resource
     else:
@@ -303,6 +338,16 @@ def _unpack_span(
         stamp=Stamp(**stamp),
         died=packed.get("died", False),
     )
+
+
+def _with_shape(packed: Mapping[str, Any], resolve: Callable[[str], dict[str, Any]] | None) -> dict[str, Any]:
+    shape = _resolved(packed["shape"], resolve)
+    found = {**shape, **packed}
+    if "refs" in shape:
+        found["refs"] = {**shape["refs"], **packed.get("refs", {})}
+    if not shape:  # somebody deleted it: say so where it is seen
+        found["attributes"] = {**packed.get("attributes", {}), "cmb.missing": f"shape {packed['shape']}"}
+    return found
 
 
 def _attributes(packed: Mapping[str, Any], row: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,9 @@ A reference (`meta.otel.refs[key]`) is one of
 
 In a template `{"$": path}` stands for the value at a path, `{"$json": [style, template]}` for a JSON text within. A
 reference is used only after it gave back exactly the value it stands for.
+
+References that many rows have in common (no value of their own in them) can be kept apart, to be stored once: then also
+small values are referred to, by :data:`HELD`, and values of few kinds (:data:`FEW`) are written into them.
 """
 
 from __future__ import annotations
@@ -26,19 +29,19 @@ _MIN_JSON = 48
 _MAX_NODES = 512
 _MAX_DEPTH = 8
 
-_STYLES: dict[str, dict[str, Any]] = {
-    "compact-ascii": {"separators": (",", ":")},
-    "spaced": {"ensure_ascii": False},
-    "spaced-ascii": {},
-    "indent": {"ensure_ascii": False, "indent": 2},
-    "indent-ascii": {"indent": 2},
+_STYLES = {
+    "compact-ascii": json.JSONEncoder(separators=(",", ":"), check_circular=False),
+    "spaced": json.JSONEncoder(ensure_ascii=False, check_circular=False),
+    "spaced-ascii": json.JSONEncoder(check_circular=False),
+    "indent": json.JSONEncoder(ensure_ascii=False, indent=2, check_circular=False),
+    "indent-ascii": json.JSONEncoder(indent=2, check_circular=False),
 }
 
 
 def _write(value: Any, style: str) -> str:
     if style == "compact":
         return orjson.dumps(value).decode()
-    return json.dumps(value, **_STYLES[style])
+    return _STYLES[style].encode(value)
 
 
 def _style(text: str) -> str:
@@ -51,14 +54,52 @@ def _style(text: str) -> str:
     return "compact-ascii" if ascii_only else "compact"
 
 
+HELD: dict[str, tuple[str, ...]] = {
+    "cmb.run.id": ("run_id",),
+    "gen_ai.request.model": ("meta.model",), "gen_ai.response.model": ("meta.model",),
+    "llm.model_name": ("meta.model",),
+    "gen_ai.provider.name": ("meta.provider",), "gen_ai.system": ("meta.provider",),
+    "gen_ai.usage.input_tokens": ("meta.prompt_tokens",), "gen_ai.usage.output_tokens": ("meta.completion_tokens",),
+    "gen_ai.usage.prompt_tokens": ("meta.prompt_tokens",),
+    "gen_ai.usage.completion_tokens": ("meta.completion_tokens",),
+    "llm.token_count.prompt": ("meta.prompt_tokens",),
+    "llm.token_count.completion": ("meta.completion_tokens",),
+    "llm.token_count.total": ("meta.tokens",), "gen_ai.usage.total_tokens": ("meta.tokens",),
+    "gen_ai.usage.cost": ("meta.cost_usd",), "gen_ai.request.temperature": ("meta.temperature",),
+    "gen_ai.tool.name": ("inputs.tool_name",), "tool.name": ("inputs.tool_name",),
+    "gen_ai.tool.call.id": ("meta.tool_call_id",), "tool_call.id": ("meta.tool_call_id",),
+    "gen_ai.tool.call.result": ("outputs.result",), "tool_response": ("outputs.result",),
+    "gen_ai.conversation.id": ("meta.conversation_id",), "ag2.code_execution.exit_code": ("meta.exit_code",),
+    "ag2.code_execution.output": ("outputs.result",), "error.type": ("meta.error_type",),
+}
+"""Where a small value usually is in the row."""
+
+FEW = frozenset({
+    "gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.system", "gen_ai.request.model", "gen_ai.response.model",
+    "gen_ai.agent.name", "gen_ai.tool.name", "gen_ai.tool.type", "gen_ai.output.type", "gen_ai.response.finish_reasons",
+    "ag2.span.type", "openinference.span.kind", "traceloop.span.kind", "llm.provider", "llm.system", "llm.model_name",
+    "agent.name", "tool.name", "input.mime_type", "output.mime_type", "traceloop.workflow.name", "server.address",
+    "gen_ai.agent.description", "gen_ai.tool.description", "error.type", "logfire.span_type", "logfire.json_schema",
+})
+"""Attributes with few different values in all of a database."""
+_FEW_BYTES = 256
+_WORDS = frozenset({
+    "", "user", "assistant", "system", "developer", "tool", "function", "text", "tool_call", "tool_call_response",
+    "reasoning", "stop", "length", "tool_calls", "content_filter", "json", "input_text", "output_text", "message",
+})
+"""Texts of a template that say nothing of the one row."""
+_MISSING = object()
+
+
 class Places:
     """What texts and containers a row holds, and where."""
 
-    __slots__ = ("containers", "nodes", "ordered", "texts")
+    __slots__ = ("containers", "nodes", "ordered", "scalars", "texts")
 
     def __init__(self, *, ordered: bool = True) -> None:
         self.texts: dict[str, str] = {}
         self.containers: dict[bytes, str] = {}
+        self.scalars: dict[str, Any] = {}
         self.nodes = 0
         self.ordered = ordered
         """Whether the database keeps the order of an object's keys, and so the text of a JSON text (jsonb does not)."""
@@ -66,6 +107,8 @@ class Places:
     def add(self, path: str, value: Any, depth: int = 0) -> None:
         """Remember `value` and what is in it as being at `path`."""
         kind = type(value)
+        if depth < 2 and kind is not dict and kind is not list:
+            self.scalars[path] = value
         if kind is str:
             if len(value) >= _MIN_TEXT:
                 self.texts.setdefault(value, path)
@@ -96,13 +139,20 @@ class _Unusable(Exception):  # noqa: N818 - a way out of the recursion
     pass
 
 
-def pack(attributes: dict[str, Any], places: Places, *, own: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+def pack(
+    attributes: dict[str, Any], places: Places, *, own: bool = False, common: dict[str, Any] | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The attributes to store as they are, and the references for the others. With `own`, long texts that stay become
-    places themselves (`@key`)."""
+    places themselves (`@key`). References without anything of this row go to `common` where it is given."""
     refs: dict[str, Any] = {}
     texts = places.texts
     for key, value in attributes.items():
         kind = type(value)
+        if common is not None:
+            reference = _small(key, value, kind, places)
+            if reference is not None:
+                common[key] = reference
+                continue
         if kind is str:
             if len(value) < _MIN_TEXT:
                 continue
@@ -121,9 +171,47 @@ def pack(attributes: dict[str, Any], places: Places, *, own: bool = False) -> tu
             template = _template_of(value, places)
             if template is not None:
                 refs[key] = {"value": template}
-    if not refs:
+    if common is not None and refs:
+        for key in [key for key, reference in refs.items() if _is_common(reference)]:
+            common[key] = refs.pop(key)
+    if not refs and not common:
         return attributes, refs
-    return {key: value for key, value in attributes.items() if key not in refs}, refs
+    gone = refs if not common else {**refs, **common}
+    return {key: value for key, value in attributes.items() if key not in gone}, refs
+
+
+def _small(key: str, value: Any, kind: type, places: Places) -> Any | None:
+    for path in HELD.get(key, ()):
+        held = places.scalars.get(path, _MISSING)
+        if type(held) is kind and held == value and value == value:  # noqa: PLR0124 - NaN
+            return path
+    if key in FEW and kind is str and len(value) <= _FEW_BYTES:
+        return {"value": value}
+    if key in FEW and kind is list and len(value) == 1 and type(value[0]) is str and len(value[0]) <= _MIN_TEXT:
+        return {"value": value}
+    return None
+
+
+def _is_common(reference: Any) -> bool:
+    """Whether a reference says nothing of its own row."""
+    return isinstance(reference, str) or _without_values(reference["value"])
+
+
+def _without_values(template: Any) -> bool:
+    kind = type(template)
+    if kind is str:
+        return template in _WORDS
+    if kind is list:
+        return all(_without_values(item) for item in template)
+    if kind is dict:
+        if len(template) == 1:
+            key, inner = next(iter(template.items()))
+            if key == "$":
+                return True
+            if key == "$json":
+                return _without_values(inner[1])
+        return all(_without_values(item) for item in template.values())
+    return template is None or kind is bool
 
 
 def _json_reference(text: str, places: Places) -> dict[str, Any] | None:

@@ -369,8 +369,8 @@ def clean_span(span: Span, *, max_value_bytes: int = MAX_VALUE_BYTES) -> Span:
 
 
 _shared: dict[tuple[int, int], tuple[Any, Any]] = {}
-"""Cleaned resources and scopes by identity and limit: a process has a handful, every span has both. The object is kept beside its
-result so that its id cannot be reused by another."""
+"""Cleaned resources and scopes by identity and limit: a process has a handful, every span has both. The object is kept
+beside its result so that its id cannot be reused by another."""
 
 
 def _remember(original: Any, max_bytes: int, result: Any) -> Any:

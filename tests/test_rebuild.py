@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from otel_cmb import rebuild, tagged
+from otel_cmb import rebuild, refs, tagged
 from otel_cmb.event import Event, Link, Resource, Scope, Span, SpanEvent, Stamp
 
 texts = st.text(alphabet=st.characters(), max_size=60) | st.sampled_from(
@@ -38,7 +38,12 @@ json_texts = st.builds(
     st.sampled_from([{}, {"ensure_ascii": False}, {"separators": (",", ":")}, {"indent": 2},
                      {"separators": (",", ":"), "ensure_ascii": False}]),
 )
-attributes = st.dictionaries(keys, anyvalues | json_texts, max_size=4)
+usual = st.sampled_from(sorted({*refs.HELD, *refs.FEW}))
+small = st.sampled_from(["gpt-4.1", "stop", "chat", 3, 3.0, True, 0, "", ["stop"], [], None, 0.0, -0.0])
+attributes = st.builds(
+    lambda one, two: {**one, **two}, st.dictionaries(keys, anyvalues | json_texts, max_size=4),
+    st.dictionaries(usual, small | anyvalues, max_size=3),
+)
 hex32 = st.integers(1, 2**128 - 1).map(lambda n: f"{n:032x}")
 hex16 = st.integers(1, 2**64 - 1).map(lambda n: f"{n:016x}")
 uint32 = st.integers(0, 2**32 - 1)
@@ -126,7 +131,8 @@ def test_journal_round_trip(span: Span) -> None:
 def test_row_round_trip(found: list[Span], choice: int, interned: bool, run_id: str | None) -> None:
     columns = columns_of(found[0], choice)
     event = event_of(found, run_id=run_id, inputs=columns, outputs=dict(list(columns.items())[:1]),
-                     meta={"tokens": 3, **dict(list(columns.items())[1:2])})
+                     meta={"tokens": 3, "model": "gpt-4.1", "prompt_tokens": 3, "temperature": 0.0, "cost_usd": 3.0,
+                           **dict(list(columns.items())[1:2])})
     interner = rebuild.Interner() if interned else None
     packed = rebuild.pack(event, interner)
     assert_no_nul(packed)
@@ -193,6 +199,32 @@ def test_what_moved_into_a_column_is_not_stored_twice(style: dict[str, Any]) -> 
     assert stored.count(ANSWER) == 1  # the text no column holds
     assert "weather" not in stored
     assert rebuild.unpack(through_the_database(event, packed)) == [span]
+
+
+def test_what_many_rows_have_in_common_is_stored_once() -> None:
+    interner = rebuild.Interner()
+    found = []
+    for n in range(5):
+        span = Span(
+            "1" * 32, f"{n:016x}", "chat", 1, 2, kind=3, status_code=1, scope=Scope("scope", "1"),
+            stamp=Stamp("r" * 36), attributes={
+                "gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt-4.1", "gen_ai.usage.input_tokens": n,
+                "cmb.run.id": "r" * 36, "n": n,
+                "gen_ai.input.messages": json.dumps(
+                    [{"role": "user", "parts": [{"type": "text", "content": f"{PROMPT}{n}"}]}]),
+            })
+        event = event_of([span], run_id="r" * 36, inputs={"messages": [{"role": "user", "content": f"{PROMPT}{n}"}]},
+                         meta={"model": "gpt-4.1", "prompt_tokens": n})
+        packed = rebuild.pack(event, interner)
+        assert packed["attributes"] == {"n": n}
+        found.append((through_the_database(event, packed), span))
+    assert len(interner.new) == 1
+    bodies = {key: json.loads(text) for key, text in interner.new.items()}
+    for row, span in found:
+        assert rebuild.unpack(row, bodies.__getitem__) == [span]
+    (back,) = rebuild.unpack(found[0][0], {}.__getitem__)
+    assert back.attributes["n"] == 0
+    assert back.attributes["cmb.missing"].startswith("shape ")
 
 
 def test_merged_spans_share_what_is_equal() -> None:
