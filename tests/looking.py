@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, insert
 
 from otel_cmb import schema
+from otel_cmb.history import HistoryWriter
 
 START = datetime(2026, 11, 22, 9, 30, tzinfo=timezone.utc).replace(tzinfo=None)
 SESSION = "0d3b5a52-6a53-4a43-9f5c-8a2f5f6f7c01"
@@ -198,3 +199,19 @@ def _many_rows(run_id: str, count: int, start: datetime, width: int) -> Iterator
 
 def make_schema(engine: Engine) -> None:
     schema.metadata.create_all(engine)
+
+
+def conversation(connection: Connection, writer: Writer, calls: int) -> list[list[dict[str, str]]]:
+    """LLM calls of one growing conversation, stored as an owned database stores them; the messages of each call."""
+    shortener = HistoryWriter(connection.dialect.name, None)
+    said: list[dict[str, str]] = []
+    asked = []
+    for n in range(calls):
+        said.append({"role": "user", "content": f"question {n} " + "x" * 1500})
+        asked.append(list(said))
+        kept = shortener.shorten(writer.run_id, {"messages": asked[-1]})
+        writer.event("llm_call", n * 10, 5, inputs=kept, agent_name="talker", outputs={"messages": []}, meta={"model": "m"},
+                     span={"n": n})
+        said.append({"role": "assistant", "content": f"answer {n}"})
+    shortener.write(connection)
+    return asked

@@ -15,7 +15,7 @@ from typing import Any
 import looking
 import pytest
 import sqlalchemy as sa
-from looking import RUN, SESSION, START, Writer, add_run, example, many
+from looking import RUN, SESSION, START, Writer, add_run, conversation, example, many
 from support import application_schema
 from support.application_schema import Shape
 
@@ -281,6 +281,26 @@ def test_a_very_deep_tree_is_rendered() -> None:
     while plain["children"]:
         plain, levels = plain["children"][0], levels + 1
     assert levels == depth
+
+
+def test_conversations_that_are_stored_once_are_read_whole(engine: sa.Engine, reader: Reader) -> None:
+    with engine.begin() as connection:
+        add_run(connection, RUN)
+        asked = conversation(connection, Writer(connection), 12)
+    stored = reader.events(RUN, whole=False)
+    assert len(stored[11].inputs["messages"]) < 3
+    assert [event.inputs for event in reader.events(RUN)] == [{"messages": messages} for messages in asked]
+    assert [event.inputs["messages"] for event in reader.history(RUN)] == asked
+    assert [event.inputs["messages"] for event in reader.whole(stored)] == asked
+    last = reader.event(stored[11].id)
+    assert last is not None
+    assert last.inputs == {"messages": asked[11]}
+    (span,) = reader.spans(last)
+    assert (span["attributes"], span["trace_id"]) == ({"n": 11}, looking.TRACE)
+    # A link that somebody deleted: the row is shown as it is.
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM otel_cmb_history WHERE previous IS NULL")
+    assert reader.event(stored[11].id) == stored[11]
 
 
 # -- sums -------------------------------------------------------------------------------------------------------------

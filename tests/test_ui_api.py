@@ -66,7 +66,7 @@ def test_every_endpoint_answers_with_what_the_reader_says(base: str, database_ur
         parent = reader.lines(RUN)[3]
         child = reader.children(parent.id)[0]
         expected[f"/api/events/{child.id}"] = {
-            "event": reader.event(child.id).to_dict(), "parent": parent.to_dict(), "children": [],  # type: ignore[union-attr]
+            "event": reader.event(child.id).to_dict(), "spans": [], "parent": parent.to_dict(), "children": [],  # type: ignore[union-attr]
         }
     for path, answer in expected.items():
         got = get(base + path)

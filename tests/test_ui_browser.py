@@ -16,7 +16,7 @@ import looking
 import pytest
 import sqlalchemy as sa
 from browsing import Browser, browser_paths, serving, until
-from looking import HOSTILE, RUN, SESSION, START, TRACE, Writer, add_run, example, many
+from looking import HOSTILE, RUN, SESSION, START, TRACE, Writer, add_run, conversation, example, many
 
 from otel_cmb import schema
 from otel_cmb.reader import open_reader
@@ -26,7 +26,7 @@ from otel_cmb.ui.export import write_html
 pytestmark = pytest.mark.browser
 
 BIG = "22222222-0000-4000-8000-000000000000"
-ESCAPE, ENTER, DOWN, LEFT, RIGHT = "\ue00c", "\ue007", "\ue015", "\ue012", "\ue014"
+ESCAPE, ENTER, END, DOWN, LEFT, RIGHT = "\ue00c", "\ue007", "\ue010", "\ue015", "\ue012", "\ue014"
 DRAW_ENV = "OTEL_CMB_SCREENSHOTS"
 
 
@@ -248,7 +248,7 @@ def _going(engine: sa.Engine) -> Writer:
 def test_a_running_run_grows_within_a_second_and_the_view_stays(base: str, engine: sa.Engine, browser: Browser) -> None:
     writer = _going(engine)
     browser.open(f"{base}/runs/{writer.run_id}")
-    browser.keys("\ue010")  # End
+    browser.keys(END)
     row(browser, "agent, folded").find_element("css selector", ".fold").click()
     row(browser, "tool 55").click()
     until(lambda: "tool 55" in browser.text(".panel"))
@@ -268,7 +268,7 @@ def test_a_running_run_grows_within_a_second_and_the_view_stays(base: str, engin
     assert browser.run("return document.querySelector('.wf-body').scrollTop") == before
     assert browser.run("return window.otelCmb.page.selected") == browser.page.current_url.rpartition("/")[2]
     assert "tool 55" in browser.text(".panel")
-    browser.keys("\ue010")
+    browser.keys(END)
     until(lambda: row(browser, "new 2"))
     browser.run("document.querySelector('.wf-body').scrollTop = 1e6")
     assert row(browser, "agent, folded").get_attribute("aria-expanded") == "false"
@@ -499,6 +499,25 @@ def test_the_exported_file_is_the_same_page_without_a_server(
     browser.page.get("about:blank")
 
 
+def test_a_long_conversation_is_once_in_the_exported_file_and_whole_on_the_page(
+    engine: sa.Engine, sqlite_url: str, browser: Browser, tmp_path: Path,
+) -> None:
+    with engine.begin() as connection:
+        add_run(connection, BIG)
+        conversation(connection, Writer(connection, BIG), 40)
+    with open_reader(sqlite_url) as reader:
+        write_html(reader, BIG, tmp_path / "run.html")
+    assert (tmp_path / "run.html").stat().st_size < 500_000  # each whole call by itself: 1.2 MB
+    browser.screen()
+    browser.open((tmp_path / "run.html").as_uri())
+    browser.keys(END)
+    until(lambda: "question 39" in browser.text(".panel"))
+    assert "question 0" in browser.text(".panel")
+    assert "answer 20" in browser.text(".panel")
+    browser.page.get("about:blank")
+    assert browser.complaints() == []
+
+
 def test_a_lost_server_is_told_and_found_again(engine: sa.Engine, sqlite_url: str, browser: Browser) -> None:
     from otel_cmb.errors import DatabaseUnavailableError
 
@@ -529,7 +548,9 @@ def test_a_lost_server_is_told_and_found_again(engine: sa.Engine, sqlite_url: st
 
 
 @pytest.mark.skipif(os.environ.get(DRAW_ENV) != "1", reason=f"draws docs/images/*.png with {DRAW_ENV}=1")
-def test_the_pictures_of_the_documentation_are_drawn(base: str, engine: sa.Engine, browser: Browser) -> None:
+def test_the_pictures_of_the_documentation_are_drawn(
+    engine: sa.Engine, browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with engine.begin() as connection:
         for n, (task, status, agent) in enumerate((
             ("Fit the power spectrum with a six-parameter model.", "executing", "planner"),
@@ -543,15 +564,20 @@ def test_the_pictures_of_the_documentation_are_drawn(base: str, engine: sa.Engin
             add_run(connection, run, started=started, status=status, agent=agent, mode="planning_control",
                     completed_at=None if n == 0 else started + timedelta(seconds=95 * n), task_description=task)
             many(connection, run, 40 + n * 71, start=started)
+    engine.dispose()
     images = Path(__file__).parents[1] / "docs" / "images"
     images.mkdir(exist_ok=True)
-    browser.screen(1280, 400)
-    browser.open(base + "/")
-    until(lambda: len(browser.all(".runs .cost:not(:empty)")) == 4)
-    browser.page.save_screenshot(str(images / "runs.png"))
-    for name, dark in (("run", False), ("run-dark", True)):
-        browser.screen(1280, 860, dark=dark)
-        browser.open(f"{base}/runs/{RUN}")
-        row(browser, "failed").click()
-        until(lambda: "exit code 1" in browser.text(".panel"))
-        browser.page.save_screenshot(str(images / f"{name}.png"))
+    monkeypatch.chdir(tmp_path)
+    Path("events.db").rename("otel_cmb.db")
+    browser.screen(1280, 470)
+    with serving(create_app(open_reader)) as base:
+        browser.open(base + "/")
+        until(lambda: len(browser.all(".runs .cost:not(:empty)")) == 4)
+        browser.page.save_screenshot(str(images / "runs.png"))
+        for name, dark in (("run", False), ("run-dark", True)):
+            browser.screen(1280, 860, dark=dark)
+            browser.open(f"{base}/runs/{RUN}")
+            row(browser, "failed").click()
+            until(lambda: "exit code 1" in browser.text(".panel"))
+            browser.page.save_screenshot(str(images / f"{name}.png"))
+        browser.page.get("about:blank")

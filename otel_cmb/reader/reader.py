@@ -39,6 +39,7 @@ from otel_cmb.reader.reflection import reflect
 from otel_cmb.reader.runs import Runs, with_totals
 from otel_cmb.reader.source import EVENTS, NODES, RUNS, Source, reading
 from otel_cmb.reader.summary import Summary
+from otel_cmb.reader.wholes import Wholes
 
 __all__ = ["Reader", "open_reader"]
 
@@ -71,6 +72,7 @@ class Reader:
         self._schema = source.schema
         self._summary = Summary(source)
         self._runs = Runs(source, self._summary)
+        self._wholes = Wholes(source)
 
     def __enter__(self) -> Reader:  # noqa: PYI034 (Self comes with Python 3.11)
         return self
@@ -145,11 +147,16 @@ class Reader:
 
     def events(
         self, run_id: str, *, event_type: str | None = None, status: str | None = None, agent: str | None = None,
-        limit: int | None = None, after: str | None = None,
+        limit: int | None = None, after: str | None = None, whole: bool = True,
     ) -> list[Event]:
-        """Whole rows of the run in execution order; all without `limit`. `after` is the `cursor` of an event."""
+        """Whole rows of the run in execution order; all without `limit`. `after` is the `cursor` of an event.
+
+        An owned database stores the messages of a long conversation once; they are put back into the `inputs` and
+        `outputs` of each call, unless `whole` is false (then see :meth:`histories`).
+        """
         wanted = self._source.equal(EVENTS, event_type=event_type, status=status, agent_name=agent)
-        return self._source.records(Event, self._source.events(run_id, after, limit).where(*wanted))
+        found = self._source.records(Event, self._source.events(run_id, after, limit).where(*wanted))
+        return self._wholes.fill(found) if whole else found
 
     def history(
         self, run_id: str, *, event_type: str | None = None, limit: int | None = None, after: str | None = None,
@@ -157,7 +164,7 @@ class Reader:
         """The application's query: the run's events in execution order without `start` rows (still running) and
         without `node_started` and `node_completed`."""
         wanted = [*self._source.equal(EVENTS, event_type=event_type), self._source.not_internal()]
-        return self._source.records(Event, self._source.events(run_id, after, limit).where(*wanted))
+        return self._wholes.fill(self._source.records(Event, self._source.events(run_id, after, limit).where(*wanted)))
 
     def events_of_node(
         self, node_id: str, run_id: str | None = None, *, event_type: str | None = None,
@@ -176,7 +183,7 @@ class Reader:
         wanted += self._source.equal(EVENTS, event_type=event_type)
         if not include_internal:
             wanted.append(self._source.not_internal())
-        return self._source.records(Event, self._source.events(run_id, after, limit).where(*wanted))
+        return self._wholes.fill(self._source.records(Event, self._source.events(run_id, after, limit).where(*wanted)))
 
     def run_of_node(self, node_id: str) -> str | None:
         """The newest run that has this node, or `None`."""
@@ -204,8 +211,23 @@ class Reader:
     def event(self, event_id: str) -> Event | None:
         """The whole row, or `None`."""
         wanted = self._schema[EVENTS].c.id == event_id
-        found = self._source.records(Event, self._source.select(EVENTS).where(wanted))
+        found = self._wholes.fill(self._source.records(Event, self._source.select(EVENTS).where(wanted)))
         return found[0] if found else None
+
+    def spans(self, event: Event) -> list[dict[str, Any]]:
+        """The spans an event was made from, exactly: names, times in nanoseconds, all attributes, resource, scope.
+
+        `[]` for a row no span made (the application's own). Give it a whole event, as :meth:`event` does.
+        """
+        return self._wholes.spans(event)
+
+    def whole(self, events: list[Event]) -> list[Event]:
+        """The events with what `events(whole=False)` left out; those that lack nothing are the same objects."""
+        return self._wholes.fill(events)
+
+    def histories(self, run_id: str) -> dict[str, Any]:
+        """The run's conversations as stored: `links` (id: [previous, content]) and `contents` (id: message)."""
+        return self._wholes.histories(run_id)
 
     # -- lines: events without their payloads -------------------------------------------------------------------------
 

@@ -425,12 +425,16 @@ def _extra(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, float, datetime)) else as_json(value)
 
 
+def _fallback(value: Any) -> str:
+    return bytes(value).hex() if isinstance(value, (bytes, bytearray, memoryview)) else str(value)
+
+
 def to_json(value: Any, *, indent: bool = False) -> bytes:
     """JSON of anything a row can hold. What orjson refuses (huge integers, lone surrogates) goes the slow way."""
     try:
-        return orjson.dumps(value, option=orjson.OPT_INDENT_2 if indent else 0, default=str)
+        return orjson.dumps(value, option=orjson.OPT_INDENT_2 if indent else 0, default=_fallback)
     except (TypeError, ValueError, RecursionError):
         try:
-            return json.dumps(value, indent=2 if indent else None, default=str).encode("ascii")
+            return json.dumps(value, indent=2 if indent else None, default=_fallback).encode("ascii")
         except RecursionError:
             return json.dumps({"error": "too deeply nested to be shown"}).encode("ascii")

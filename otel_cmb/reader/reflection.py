@@ -37,6 +37,10 @@ NEEDED = {"workflow_runs": ("id",), "execution_events": ("id", "run_id", "event_
 """Without these there is nothing to read; everything else may be missing."""
 
 
+OWN_TABLES = ("otel_cmb_resources", "otel_cmb_history", "otel_cmb_contents")
+"""What otel-cmb keeps apart in an owned database and a reader puts back."""
+
+
 @dataclass(frozen=True, slots=True)
 class Schema:
     """The tables there are. `json_in_sql`: JSON columns can be asked in SQL (SQLite, PostgreSQL's json and jsonb)."""
@@ -111,7 +115,7 @@ def reflect(connection: Connection, schema: str | None, where: str) -> Schema:
     metadata = MetaData(schema=schema)
     tables = {
         name: Table(name, metadata, *[_column(item) for item in inspector.get_columns(name, schema)])
-        for name in (table.name for table in APPLICATION_TABLES) if name in present
+        for name in (*(table.name for table in APPLICATION_TABLES), *OWN_TABLES) if name in present
     }
     missing = [
         f"{table}.{column}" if table in tables else table

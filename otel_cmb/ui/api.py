@@ -168,7 +168,8 @@ class Api:
             raise NotFoundError(f"no event {event_id!r} in {reader.where}")
         parent = None if event.parent_event_id is None else reader.line(event.parent_event_id)
         return {
-            "event": event.to_dict(), "parent": None if parent is None else parent.to_dict(),
+            "event": event.to_dict(), "spans": reader.spans(event),
+            "parent": None if parent is None else parent.to_dict(),
             "children": [line.to_dict() for line in reader.children(event.id, limit=MAX_PAGE)],
         }
 

@@ -94,7 +94,7 @@ def _whole(reader: Reader, run_id: str, places: dict[str, int]) -> dict[str, Any
         "totals": reader.totals(run_id).to_dict(),
         "files": [file.to_dict() for file in reader.files(run_id)],
         "messages": [message.to_dict() for message in reader.messages(run_id)],
-        "places": places,
+        "histories": reader.histories(run_id), "places": places,
     }
 
 
@@ -104,18 +104,29 @@ def _pieces(reader: Reader, run_id: str) -> Iterator[dict[str, bytes]]:
     size = 0
     after: str | None = None
     while True:
-        page: list[Event] = reader.events(run_id, limit=PAGE, after=after)
-        for event in page:
-            piece[event.id] = to_json(event.to_dict())
+        stored: list[Event] = reader.events(run_id, limit=PAGE, after=after, whole=False)
+        for event, whole in zip(stored, reader.whole(stored), strict=True):
+            spans = [_shortened(span) if whole is not event else span for span in reader.spans(whole)]
+            piece[event.id] = to_json({"event": event.to_dict(), "spans": spans})
             size += len(piece[event.id])
             if size >= PIECE_BYTES:
                 yield piece
                 piece, size = {}, 0
-        if len(page) < PAGE:
+        if len(stored) < PAGE:
             break
-        after = page[-1].cursor
+        after = stored[-1].cursor
     if piece:
         yield piece
+
+
+def _shortened(span: dict[str, Any]) -> dict[str, Any]:
+    """Conversations are in the file once; here they would be once per call."""
+    attributes = {
+        key: f"{value[:500]}… ({len(value)} characters, see the messages above)"
+        if isinstance(value, str) and len(value) > 2000 else value
+        for key, value in span.get("attributes", {}).items()
+    }
+    return {**span, "attributes": attributes}
 
 
 def _script() -> str:

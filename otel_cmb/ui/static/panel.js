@@ -71,7 +71,7 @@ function filled(value) {
   return value !== undefined && value !== null && value !== "" && !(typeof value === "object" && !Object.keys(value).length);
 }
 
-export function panelView({ event, parent, children }, { href, nodeHref, close, jaeger, model }) {
+export function panelView({ event, spans = [], parent, children }, { href, nodeHref, close, jaeger, model }) {
   const meta = isObject(event.meta) ? event.meta : {}, inputs = isObject(event.inputs) ? event.inputs : {}, outputs = isObject(event.outputs) ? event.outputs : {};
   const otel = isObject(meta.otel) ? meta.otel : {};
   const used = { inputs: new Set(), outputs: new Set(), meta: new Set(["otel"]) };
@@ -85,7 +85,8 @@ export function panelView({ event, parent, children }, { href, nodeHref, close, 
   const restIn = left(event.inputs, used.inputs), restOut = left(event.outputs, used.outputs);
   for (const key of ["model", "tokens", "prompt_tokens", "completion_tokens", "cost_usd", "temperature", "finish_reason"]) use.meta(key);
   const restMeta = left(event.meta, used.meta);
-  const trace = typeof otel.trace_id === "string" ? otel.trace_id : null, spanId = typeof otel.span_id === "string" ? otel.span_id : null;
+  const text = (key) => (spans.length && typeof spans[0][key] === "string" ? spans[0][key] : typeof otel[key] === "string" ? otel[key] : null);
+  const trace = text("trace_id"), spanId = text("span_id");
   const above = parent ? { id: parent.id, text: KINDS[parent.event_type] + " " + (parent.agent_name || parent.title || "") }
     : model.byId.has(event.parent_event_id) ? told2(model.byId.get(event.parent_event_id)) : null;
   const below = children.length ? children.map((child) => ({ id: child.id, text: [KINDS[child.event_subtype === "message" ? "message" : child.event_type] || child.event_type, child.agent_name, child.title || child.model].filter(Boolean).join(" "), bad: child.status === "failed" }))
@@ -118,8 +119,10 @@ export function panelView({ event, parent, children }, { href, nodeHref, close, 
     h("section", {}, h("h3", {}, "Ids"), h("table", { class: "pairs ids" }, h("tbody", {},
       [["event", event.id], ["run", event.run_id], ["node", event.node_id], ["step", event.step_id], ["parent", event.parent_event_id], ["trace", trace], ["span", spanId]]
         .filter(([, id]) => id).map(([name, id]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, h("code", {}, id), copyButton(id, name + " id"))))))),
-    isObject(otel.attributes) || Array.isArray(otel.attributes) ? folded("Span attributes", () => (isObject(otel.attributes) ? tableBlock(otel.attributes) : jsonTree(otel.attributes))) : null,
-    Object.keys(otel).length ? folded("Span as recorded", () => jsonTree(otel)) : null,
+    spans.length ? spans.map((span, index) => [
+      folded(index ? "Attributes of " + span.name : "Span attributes", () => (isObject(span.attributes) ? tableBlock(span.attributes) : h("p", { class: "dim" }, "none"))),
+      folded("Span as recorded" + (index ? " · " + span.name : ""), () => jsonTree(span))])
+      : isObject(otel.attributes) ? folded("Span attributes", () => tableBlock(otel.attributes)) : null,
     folded("Row as stored", () => jsonTree(event)));
 }
 

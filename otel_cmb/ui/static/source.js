@@ -77,12 +77,26 @@ export class FileSource {
   async files() { return { files: this.whole.files }; }
   async messages() { return { messages: this.whole.messages }; }
 
+  // A conversation is in the file once; here its earlier messages come back into the call that had them.
+  told(value) {
+    const earlier = value && !Array.isArray(value) ? value.earlier : null;
+    if (!earlier || typeof earlier.history !== "string" || !Array.isArray(value.messages)) return value;
+    const { links, contents } = this.whole.histories, before = [];
+    for (let at = earlier.history; at !== null; at = links[at][0]) {
+      if (!Object.hasOwn(links, at) || before.length > earlier.messages) return value;
+      before.unshift(contents[links[at][1]]);
+    }
+    if (before.length !== earlier.messages) return value;
+    const { earlier: _gone, ...rest } = value;
+    return { ...rest, messages: [...before, ...value.messages] };
+  }
+
   // Payloads lie in pieces, each taken apart when one of its events is opened.
   async event(id) {
     const place = this.whole.places[id];
     if (place === undefined) throw new SourceError("this event is not in the file", 404);
     if (!this.chunks.has(place)) this.chunks.set(place, this.read("events-" + place));
-    const event = this.chunks.get(place)[id];
-    return { event, parent: null, children: [] };
+    const { event, spans } = this.chunks.get(place)[id];
+    return { event: { ...event, inputs: this.told(event.inputs), outputs: this.told(event.outputs) }, spans, parent: null, children: [] };
   }
 }
