@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import sqlite3
 import subprocess
 import sys
@@ -15,15 +14,19 @@ from typing import Any
 
 import orjson
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from receiver_support import TRACE, FakePipeline, make_request, make_span, running
 
 from otel_cmb import otlp
+from otel_cmb.cli import cli
+from otel_cmb.errors import CMBError, ConfigurationError
 from otel_cmb.event import Link, Resource, Span, SpanEvent
 from otel_cmb.otlp_files import read_chunks
 from otel_cmb.otlp_wire import varint
+from otel_cmb.pipeline import forget_pipelines
 
 
 def agents(count: int, trace: int = 1) -> list[Span]:
@@ -48,35 +51,39 @@ def agents(count: int, trace: int = 1) -> list[Span]:
 
 
 class CommandLine:
+    """The commands, in this process (each starts anew, with pipelines of its own) or in one of their own."""
+
     def __init__(self, place: Path) -> None:
         self.place = place
         self.database = place / "events.db"
 
-    def __call__(
-        self, *words: Any, stdin: bytes | None = None, database: Path | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        url = f"sqlite:///{database or self.database}"
-        command, *rest = (str(word) for word in words)
-        extra = ["--state-dir", str(self.place / "state")] if command == "import" else []
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                "from otel_cmb.cli import main; main()",
-                command,
-                *rest,
-                "--database-url",
-                url,
-                *extra,
-            ],
+    def _words(self, words: tuple[Any, ...]) -> list[str]:
+        extra = ["--state-dir", str(self.place / "state")] if words[0] in ("import", "remap") else []
+        return [*(str(word) for word in words), "--database-url", f"sqlite:///{self.database}", *extra]
+
+    def __call__(self, *words: Any, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
+        try:
+            done = CliRunner().invoke(cli, self._words(words), input=stdin)
+        finally:
+            forget_pipelines()
+        code, stderr = done.exit_code, done.stderr
+        if isinstance(done.exception, CMBError):  # as `main` says it
+            code = 2 if isinstance(done.exception, ConfigurationError) else 1
+            stderr += f"otel-cmb: {done.exception}"
+        elif done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return subprocess.CompletedProcess(words, code, done.stdout, stderr)
+
+    def process(self, *words: Any, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+        program = "from otel_cmb.cli import main; main()"
+        return subprocess.run(
+            [sys.executable, "-c", program, *self._words(words)],
             input=stdin,
             capture_output=True,
             cwd=self.place,
-            env=dict(os.environ),
             timeout=100,
             check=False,
         )
-        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def rows(self, sql: str) -> list[Any]:
         connection = sqlite3.connect(self.database)
@@ -87,7 +94,8 @@ class CommandLine:
 
 
 @pytest.fixture
-def cmb(tmp_path: Path) -> CommandLine:
+def cmb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    monkeypatch.chdir(tmp_path)
     return CommandLine(tmp_path)
 
 
@@ -212,7 +220,8 @@ def test_one_new_run_takes_all_traces_and_no_flag_gives_each_its_own(cmb: Comman
 
 
 def test_stdin_is_a_file_too(cmb: CommandLine) -> None:
-    assert cmb("import", "-", stdin=FORMS["protobuf"]).returncode == 0
+    done = cmb.process("import", "-", stdin=FORMS["protobuf"])
+    assert done.returncode == 0, done.stderr
     assert cmb("import", "-", stdin=gzip.compress(FORMS["json lines"])).returncode == 0
     assert cmb.rows("SELECT count(*) FROM execution_events") == [(5,)]
 
@@ -386,3 +395,16 @@ def test_histories_that_are_stored_once_are_whole_again_in_an_export(cmb: Comman
     assert cmb("export", "latest", "--to", "out.json").returncode == 0
     found = otlp.decode(json.loads((tmp_path / "out.json").read_bytes())).spans
     assert sorted(found, key=repr) == sorted(spans, key=repr)
+
+
+def test_a_page_of_the_run_and_a_remap_that_finds_nothing_to_change(cmb: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(FORMS["one document"])
+    assert cmb("import", "--new-run", "a.json").returncode == 0
+    assert cmb("export", "latest", "--to", "run.html").returncode == 0
+    assert "<html" in (tmp_path / "run.html").read_text()
+    before = cmb.rows("SELECT * FROM execution_events ORDER BY id")
+    done = cmb("remap", "latest", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 5
+    assert cmb.rows("SELECT * FROM execution_events ORDER BY id") == before
+    assert cmb("remap", "no-such-run").returncode == 1

@@ -95,8 +95,11 @@ def export(
 def remap(*, run: str, as_json: bool, **settings: Any) -> None:
     """Apply today's tables to a run whose rows were mapped by older ones; ids, order and links stay."""
     import orjson
+    from sqlalchemy.exc import SQLAlchemyError
 
     from otel_cmb import config
+    from otel_cmb.errors import DatabaseUnavailableError
+    from otel_cmb.faults import classify
     from otel_cmb.pipeline import state_directory
     from otel_cmb.reader import open_reader
     from otel_cmb.store import Store
@@ -107,6 +110,11 @@ def remap(*, run: str, as_json: bool, **settings: Any) -> None:
     store = Store(loaded, state_directory(loaded))
     try:
         counts = store.remap(run_id)
+    except SQLAlchemyError as error:
+        verdict = classify(error)
+        raise DatabaseUnavailableError(
+            f"run {run_id}: {verdict.reason}; traces done before stay done, run the command again"
+        ) from error
     finally:
         store.close()
     if as_json:

@@ -79,8 +79,10 @@ def export(
     elif target.endswith(".html"):
         from otel_cmb.ui.export import write_html
 
-        report.spans = sum(1 for _ in reader.lines(run_id))
-        write_html(reader, run_id, target)
+        try:
+            report.spans = write_html(reader, run_id, target)
+        except OSError as error:
+            raise CMBError(f"{target} cannot be written: {error.strerror or error}") from error
     elif target.endswith(FORMS):
         with RunSpans(reader, run_id, settings) as source, _replacing(target) as file:
             _write(source, report, file, lines=".jsonl" in target[-9:])
