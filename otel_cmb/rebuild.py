@@ -114,7 +114,7 @@ def pack(
         if value:
             if column == "meta" and "otel" in event.meta:
                 value = {key: item for key, item in event.meta.items() if key != "otel"}  # noqa: PLW2901
-            places.add(column, value)
+            places.put(column, value)
     first = event.spans[0]
     packed = _pack_span(first, places, event.run_id, intern, None)
     if len(event.spans) > 1:

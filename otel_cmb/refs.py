@@ -94,9 +94,10 @@ _MISSING = object()
 class Places:
     """What texts and containers a row holds, and where."""
 
-    __slots__ = ("containers", "nodes", "ordered", "scalars", "texts")
+    __slots__ = ("containers", "nodes", "ordered", "row", "scalars", "texts")
 
     def __init__(self, *, ordered: bool = True) -> None:
+        self.row: dict[str, Any] = {}
         self.texts: dict[str, str] = {}
         self.containers: dict[bytes, str] = {}
         self.scalars: dict[str, Any] = {}
@@ -104,8 +105,12 @@ class Places:
         self.ordered = ordered
         """Whether the database keeps the order of an object's keys, and so the text of a JSON text (jsonb does not)."""
 
+    def put(self, column: str, value: Any) -> None:
+        """Remember a column's value and what is in it."""
+        self.row[column] = value
+        self.add(column, value)
+
     def add(self, path: str, value: Any, depth: int = 0) -> None:
-        """Remember `value` and what is in it as being at `path`."""
         kind = type(value)
         if depth < 2 and kind is not dict and kind is not list:
             self.scalars[path] = value
@@ -161,9 +166,17 @@ def pack(
                 refs[key] = path
                 continue
             if places.ordered and len(value) >= _MIN_JSON and value[0] in "[{":
+                recent = _recent.get(key)
+                if recent is not None and _written(recent, places.row) == value:
+                    refs[key] = recent  # written like the one before it, which is much quicker to see than to find out
+                    continue
                 reference = _json_reference(value, places)
                 if reference is not None:
                     refs[key] = reference
+                    if common is not None and _is_common(reference):
+                        if len(_recent) >= 256:
+                            _recent.clear()
+                        _recent[key] = reference
                     continue
             if own:
                 texts[value] = "@" + key
@@ -172,12 +185,25 @@ def pack(
             if template is not None:
                 refs[key] = {"value": template}
     if common is not None and refs:
-        for key in [key for key, reference in refs.items() if _is_common(reference)]:
+        for key in [
+            key for key, reference in refs.items() if _recent.get(key) is reference or _is_common(reference)
+        ]:
             common[key] = refs.pop(key)
     if not refs and not common:
         return attributes, refs
     gone = refs if not common else {**refs, **common}
     return {key: value for key, value in attributes.items() if key not in gone}, refs
+
+
+_recent: dict[str, dict[str, Any]] = {}
+"""The reference last found for an attribute that is a JSON text, where nothing in it is of the one row."""
+
+
+def _written(reference: dict[str, Any], row: Mapping[str, Any]) -> str | None:
+    try:
+        return _write(_expand(reference["value"], row, {}), reference["json"])
+    except (TypeError, ValueError):
+        return None
 
 
 def _small(key: str, value: Any, kind: type, places: Places) -> Any | None:
