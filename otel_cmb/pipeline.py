@@ -19,6 +19,7 @@ import os
 import queue
 import random
 import sqlite3
+import sys
 import threading
 import time
 import uuid
@@ -34,7 +35,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from otel_cmb import clock, rebuild
+from otel_cmb import clock, metrics, rebuild
 from otel_cmb.accounting import Stats, Ticket, Totals
 from otel_cmb.capture import strip_content
 from otel_cmb.config import Settings, safe_url
@@ -158,6 +159,7 @@ class Pipeline:
         self._moved_seq = 0
         self._left: dict[str, dict[str, int]] = {}
         self._stepping = False
+        self._begun = False
         self._shutdown_lock = threading.RLock()
         self._last_error: BaseException | None = None
         self._journal: Journal | None = None
@@ -388,6 +390,9 @@ class Pipeline:
             limit = self.settings.shutdown_timeout if timeout is None else timeout
             if self._closed or (self._journal is None and self._standby is None):
                 if (thread := self._thread) is not None and thread is not threading.current_thread():
+                    if not self._closed:  # a writer that only looked after the journals of others
+                        self._closed = self._stopping = True
+                        self._wake.put(None)
                     thread.join(limit)  # it gives everything back when the database has answered
                 return self._journal is None and self._standby is None
             deadline = clock.monotonic() + limit
@@ -457,7 +462,7 @@ class Pipeline:
             own = self._automatic_pid == os.getpid() and not self.per_trace_runs
             self._journal = Journal(
                 self._directory, max_bytes=self.settings.journal_max_bytes, run_id=self.automatic_run_id if own else "")
-        self._closed = self._stopping = False
+            self._closed, self._begun = False, True
         try:
             return self._journal.append(bodies)
         except JournalFullError:
@@ -474,7 +479,10 @@ class Pipeline:
         middle of another one (signal handlers, the garbage collector)."""
         with self._ticket_lock:
             while self._arrived:
-                reason, n = self._arrived.popleft()
+                try:
+                    reason, n = self._arrived.popleft()
+                except IndexError:  # a signal handler counted it
+                    break
                 if reason:
                     self._stats.lose(reason, n)
                     self._stats.pending -= n
@@ -486,16 +494,19 @@ class Pipeline:
         if not self._awake:
             self._awake = True
             self._wake.put(None)
-        if self._thread is None and not self._ensure_thread() and not self._failures and self._append_lock.acquire(False):
+        if (self._thread is None or self._begun) and not self._ensure_thread() and not self._failures and self._append_lock.acquire(False):
             self._append_lock.release()
             if not self._appending:
                 self._guarded_step()  # at interpreter shutdown, when no thread can be had
 
     def _ensure_thread(self) -> bool:
         """The writer runs, or (at interpreter shutdown) cannot: then the caller writes."""
-        if self._thread is not None and self._thread.is_alive():
+        if self._thread is not None and self._thread.is_alive() and not self._begun:
             return True
-        with self._start_lock:
+        if sys.is_finalizing():
+            return False  # before Python 3.12 a thread started now waits for ever for its turn, and so do we
+        with self._start_lock:  # a writer that is on its way out has it until it is gone
+            self._begun = False
             if self._thread is not None and self._thread.is_alive():
                 return True
             thread = threading.Thread(target=self._loop, name="otel-cmb-writer", daemon=True)
@@ -525,11 +536,11 @@ class Pipeline:
                 self._guarded_step()
                 continue
             with self._start_lock:
-                if self._stopping:
-                    self._close()
-                    if self._closed:
-                        self._thread = None
-                        return
+                self._close()
+                if self._closed:
+                    self._thread = None
+                    return
+                self._stopping = False  # somebody has begun anew
 
     def _guarded_step(self) -> None:
         try:
@@ -1170,7 +1181,12 @@ def get_pipeline(settings: Settings, *, per_trace_runs: bool = False) -> Pipelin
                 settings.database_url, settings.schema, settings.state_dir):
                 return pipeline
         pipeline = _by_key[key] = Pipeline(settings, per_trace_runs=per_trace_runs)
-        return pipeline
+    metrics.watch(_known_pipelines)
+    return pipeline
+
+
+def _known_pipelines() -> list[Pipeline]:
+    return list(_by_key.values())
 
 
 def use_pipeline(pipeline: Pipeline) -> None:

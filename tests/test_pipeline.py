@@ -1,0 +1,472 @@
+"""Live rows, flushing, re-entry, cost of `on_end`; the processor and the exporter on real SDK providers."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+import os
+import pickle
+import signal
+import sqlite3
+import statistics
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from fault_support import agent_span, check_orders, events, lawful, pipeline_of, query, tracing, wait_for
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_value
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
+from support import application_schema
+
+from otel_cmb import clock
+from otel_cmb.exporter import CMBSpanExporter
+from otel_cmb.journal import journals
+from otel_cmb.pipeline import current_pipeline, forget_pipelines, state_directory
+from otel_cmb.processor import CMBSpanProcessor
+
+AGENT = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "ann"}
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    forget_pipelines()
+
+
+# Live rows.
+
+
+def test_a_running_span_is_a_row_within_a_moment(database_url: str, state_dir: Path) -> None:
+    with tracing(database_url, state_dir) as (tracer, processor):
+        tracer.start_span("invoke_agent", attributes=AGENT).end()  # tables are made
+        assert processor.force_flush(10_000)
+        started = time.monotonic()
+        span = tracer.start_span("invoke_agent", attributes=AGENT)
+        (row,) = wait_for(lambda: query(
+            database_url, "SELECT status, event_subtype, completed_at FROM execution_events WHERE status = 'running'"), 3, 0.01)
+        print(f"visible after {1000 * (time.monotonic() - started):.0f} ms")
+        assert row == ("running", "start", None)
+        span.end()
+        assert processor.force_flush(10_000)
+        assert query(database_url, "SELECT DISTINCT status, event_subtype FROM execution_events") == [("completed", "complete")]
+        assert lawful(processor.stats()).committed == 2
+        assert processor.stats().live == 0
+
+
+def test_a_span_that_starts_and_ends_within_a_moment_is_one_write(sqlite_url: str, state_dir: Path) -> None:
+    with tracing(sqlite_url, state_dir) as (tracer, processor):
+        tracer.start_span("invoke_agent", attributes=AGENT).end()
+        assert processor.force_flush(10_000)
+        query(sqlite_url, "CREATE TABLE changes (n INTEGER)")
+        query(sqlite_url, "CREATE TRIGGER seen AFTER UPDATE ON execution_events BEGIN INSERT INTO changes VALUES (1); END")
+        for _ in range(20):
+            tracer.start_span("invoke_agent", attributes=AGENT).end()
+        assert processor.force_flush(10_000)
+        assert query(sqlite_url, "SELECT count(*) FROM changes") == [(0,)]
+        assert len(events(sqlite_url)) == 21
+
+
+def test_rows_of_a_dead_process_are_closed_and_a_late_end_outranks_that(database_url: str, state_dir: Path) -> None:
+    for order in ("died first", "ended first"):
+        span = agent_span(run=None)
+        started = copy.deepcopy(span)
+        started.end_ns = None
+        with pipeline_of(database_url, state_dir) as pipeline:
+            from otel_cmb import rebuild
+            from otel_cmb.pipeline import START
+
+            started.stamp.automatic_run_id = span.stamp.automatic_run_id = pipeline.automatic_run_id
+            pipeline._append([START + rebuild.encode(started)])
+            assert pipeline.flush(10)
+            if order == "ended first":
+                pipeline.accept([span])
+                assert pipeline.flush(10)
+            died = copy.deepcopy(started)
+            died.died = True
+            pipeline._append([START + rebuild.encode(died)])
+            assert pipeline.flush(10)
+            if order == "died first":
+                assert query(database_url, "SELECT status, error_message FROM execution_events WHERE status = 'failed'") == [
+                    ("failed", "process ended before the span did")]
+                pipeline.accept([span])
+                assert pipeline.flush(10)
+        rows = events(database_url)
+        assert {(row["status"], row["error_message"]) for row in rows.values()} == {("completed", None)}, order
+    assert len(rows) == 2
+
+
+def test_a_start_that_comes_after_its_end_leaves_nothing_open(sqlite_url: str, state_dir: Path) -> None:
+    with pipeline_of(sqlite_url, state_dir) as pipeline:
+        from otel_cmb import rebuild
+        from otel_cmb.pipeline import START
+
+        span = agent_span()
+        pipeline.accept([span])
+        assert pipeline.flush(10)
+        span.end_ns = None
+        pipeline._append([START + rebuild.encode(span)])
+        assert pipeline.flush(10)
+        directory = state_directory(pipeline.settings)
+    assert journals(directory) == []
+
+
+def test_a_bare_database_gets_one_run_for_the_process(database_url: str, state_dir: Path) -> None:
+    with tracing(database_url, state_dir) as (tracer, processor):
+        for _ in range(3):
+            tracer.start_span("invoke_agent", attributes=AGENT).end()
+    runs = query(database_url, "SELECT id, status, mode, agent, completed_at IS NOT NULL FROM workflow_runs")
+    assert [tuple(run[1:]) for run in runs] in ([("completed", "one_shot", "ann", 1)], [("completed", "one_shot", "ann", True)])
+    assert {row["run_id"] for row in events(database_url).values()} == {runs[0][0]}
+    assert query(database_url, "SELECT name FROM sessions") == [("default",)]
+
+
+def test_an_applications_database_gets_none(database_url: str, state_dir: Path) -> None:
+    application = application_schema.make(database_url)
+    with tracing(database_url, state_dir) as (tracer, processor):
+        tracer.start_span("invoke_agent", attributes=AGENT).end()
+        assert processor.force_flush(10_000)
+        assert lawful(processor.stats()).parked == {"no_run": 1}
+    assert application.rows("workflow_runs") == []
+    application.engine.dispose()
+
+
+# Cost, flushing, shutting down.
+
+
+def test_on_end_costs_tens_of_microseconds(sqlite_url: str, state_dir: Path) -> None:
+    with tracing(sqlite_url, state_dir, shutdown_timeout=30.0) as (tracer, processor):
+        tracer.start_span("invoke_agent", attributes=AGENT).end()
+        assert processor.force_flush(10_000)
+        spans = [tracer.start_span("invoke_agent", attributes=AGENT) for _ in range(1000)]
+        took = []
+        for span in spans:
+            readable = span._readable_span()
+            began = time.perf_counter_ns()
+            processor.on_end(readable)
+            took.append((time.perf_counter_ns() - began) / 1000)
+        print(f"on_end: median {statistics.median(took):.0f} µs, 99 % {sorted(took)[990]:.0f} µs")
+        assert processor.force_flush(30_000)
+        assert lawful(processor.stats()).received == 1001
+
+
+def test_flush_before_anything_and_after_a_shutdown(sqlite_url: str, state_dir: Path) -> None:
+    with pipeline_of(sqlite_url, state_dir) as pipeline:
+        assert pipeline.flush(0)
+        assert pipeline.shutdown()
+        for _ in range(3):
+            pipeline.accept([agent_span()])
+            assert pipeline.flush(10)
+            assert pipeline.shutdown()
+            assert pipeline.shutdown()
+        assert lawful(pipeline.stats()).committed == 3
+    assert len(events(sqlite_url)) == 3
+
+
+def test_threads_end_spans_while_the_pipeline_is_shut_down_again_and_again(sqlite_url: str, state_dir: Path) -> None:
+    with tracing(sqlite_url, state_dir) as (tracer, processor):
+        stop = threading.Event()
+        counts = [0] * 4
+
+        def work(n: int) -> None:
+            while not stop.is_set():
+                tracer.start_span("invoke_agent", attributes=AGENT).end()
+                counts[n] += 1
+                time.sleep(0.001)
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in range(10):
+            time.sleep(0.05)
+            processor.shutdown()
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert processor.force_flush(10_000)
+        processor.pipeline.replay()
+        stats = lawful(processor.stats())
+        assert stats.received == stats.committed == sum(counts)
+    assert len(events(sqlite_url)) == sum(counts)
+    check_orders(sqlite_url)
+    assert journals(state_directory(processor.pipeline.settings)) == []
+
+
+def test_nothing_is_left_open_after_a_shutdown(no_leaks: None, database_url: str, state_dir: Path) -> None:
+    with tracing(database_url, state_dir) as (tracer, processor):
+        tracer.start_span("invoke_agent", attributes=AGENT).end()
+        assert processor.force_flush(10_000)
+
+
+# Re-entry.
+
+
+class Ends:
+    """Ends a span when it is collected."""
+
+    def __init__(self, tracer: Any) -> None:
+        self.span = tracer.start_span("invoke_agent", attributes=AGENT)
+        self.me = self
+
+    def __del__(self) -> None:
+        self.span.end()
+
+
+def test_the_garbage_collector_ends_spans(sqlite_url: str, state_dir: Path) -> None:
+    before = gc.get_threshold()
+    with tracing(sqlite_url, state_dir) as (tracer, processor):
+        gc.set_threshold(7, 1, 1)
+        try:
+            for _ in range(150):
+                Ends(tracer)
+                tracer.start_span("invoke_agent", attributes=AGENT).end()
+                processor.stats()
+        finally:
+            gc.set_threshold(*before)
+        gc.collect()
+        assert processor.force_flush(10_000)
+        stats = lawful(processor.stats())
+        assert stats.received == stats.committed == 300
+    assert len(events(sqlite_url)) == 300
+
+
+def test_signal_handlers_end_spans_flush_and_count(sqlite_url: str, state_dir: Path) -> None:
+    with tracing(sqlite_url, state_dir) as (tracer, processor):
+        caught = []
+
+        def handler(_number: int, _frame: object) -> None:
+            tracer.start_span("invoke_agent", attributes=AGENT).end()
+            caught.append(processor.stats().received)
+            if len(caught) % 10 == 0:
+                processor.force_flush(20)
+
+        before = signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+        ended = 0
+        try:
+            deadline = time.monotonic() + 1.5
+            while time.monotonic() < deadline:
+                tracer.start_span("invoke_agent", attributes=AGENT).end()
+                ended += 1
+                if ended % 50 == 0:
+                    processor.force_flush(10)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert processor.force_flush(20_000)
+        stats = lawful(processor.stats())
+        assert stats.received == stats.committed == ended + len(caught)
+        assert len(caught) > 20
+    assert len(events(sqlite_url)) == stats.received
+
+
+def test_a_logging_handler_makes_spans(sqlite_url: str, state_dir: Path) -> None:
+    """Also of our own log lines, in the writer too."""
+    application = application_schema.make(sqlite_url)
+    run = application.add_run(application.add_session())
+    with tracing(sqlite_url, state_dir) as (tracer, processor):
+        made = []
+
+        class Handler(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                span = tracer.start_span("invoke_agent", attributes={**AGENT, "cmb.run.id": run})
+                span.end()
+                made.append(record)
+                processor.stats()
+
+        handler = Handler()
+        logging.getLogger("otel_cmb").addHandler(handler)
+        try:
+            for n in range(10):
+                tracer.start_span("invoke_agent", attributes={**AGENT, "cmb.run.id": f"not there {n}"}).end()
+            assert processor.force_flush(10_000)
+            time.sleep(0.5)  # tried again
+            assert processor.force_flush(10_000)
+        finally:
+            logging.getLogger("otel_cmb").removeHandler(handler)
+        assert len(made) == 10
+        stats = lawful(processor.stats())
+        assert stats.parked == {"run_not_found": 10}
+        assert stats.committed == 10
+    application.engine.dispose()
+
+
+def test_an_instrumented_database_driver_does_not_trace_us(sqlite_url: str, state_dir: Path) -> None:
+    with tracing(sqlite_url, state_dir) as (tracer, processor):
+        seen = []
+
+        def statement(*_: Any) -> None:
+            if not get_value(_SUPPRESS_INSTRUMENTATION_KEY):
+                seen.append(threading.current_thread().name)
+                tracer.start_span("SELECT", attributes=AGENT).end()
+
+        sa.event.listen(sa.engine.Engine, "before_cursor_execute", statement)
+        try:
+            tracer.start_span("invoke_agent", attributes=AGENT).end()
+            assert processor.force_flush(10_000)
+            pipeline = processor.pipeline
+            pipeline.connect()
+            (run,) = query_quietly(sqlite_url, "SELECT id FROM workflow_runs")
+            pipeline.check_run(run[0])
+            pipeline.replay()
+            processor.shutdown()
+            ours = list(seen)
+        finally:
+            sa.event.remove(sa.engine.Engine, "before_cursor_execute", statement)
+        assert ours == []
+        assert lawful(processor.stats()).received == 1
+
+
+def query_quietly(url: str, sql: str) -> list[Any]:
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
+    rows = connection.execute(sql).fetchall()
+    connection.close()
+    return rows
+
+
+def test_an_attribute_that_cannot_be_read_is_counted(sqlite_url: str, state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OTEL_CMB_TESTING")
+    with tracing(sqlite_url, state_dir) as (tracer, processor):
+        monkeypatch.setattr("otel_cmb.pipeline.span_from_sdk", lambda *_: 1 / 0)
+        tracer.start_span("invoke_agent", attributes=AGENT).end()
+        lawful(processor.stats(), lost={"interrupted": 1})
+
+
+# The doors as objects.
+
+
+def test_processors_and_exporters_are_pickled_as_their_settings(sqlite_url: str, state_dir: Path) -> None:
+    processor = CMBSpanProcessor(sqlite_url, state_dir=str(state_dir))
+    again = pickle.loads(pickle.dumps(processor))
+    assert again.pipeline is processor.pipeline
+    assert copy.deepcopy(processor).pipeline is processor.pipeline
+    exporter = pickle.loads(pickle.dumps(CMBSpanExporter(sqlite_url, state_dir=str(state_dir))))
+    assert exporter.pipeline is processor.pipeline
+    forget_pipelines()
+    gone = weakref.ref(processor.pipeline)
+    del processor, again, exporter
+    wait_for(lambda: gc.collect() is not None and gone() is None)
+    assert current_pipeline() is None
+
+
+def test_two_processors_of_one_database_store_each_span_once(
+    sqlite_url: str, state_dir: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with tracing(sqlite_url, state_dir) as (_, processor):
+        processor.pipeline.accept_command({"do": "run_start", "id": "of-the-environment", "at": clock.now_ns()})
+        monkeypatch.setenv("OTEL_CMB_RUN_ID", "of-the-environment")
+        provider = TracerProvider(shutdown_on_exit=False)
+        for _ in range(2):
+            provider.add_span_processor(CMBSpanProcessor(sqlite_url, state_dir=str(state_dir)))
+        for _ in range(5):
+            provider.get_tracer("test").start_span("invoke_agent", attributes=AGENT).end()
+        assert provider.force_flush(10_000)
+        stats = lawful(processor.stats())
+        assert (stats.received, stats.committed, stats.merged, stats.parked) == (10, 5, 5, {})
+        provider.shutdown()
+    assert {row["run_id"] for row in events(sqlite_url).values()} == {"of-the-environment"}
+
+
+def test_two_traces_with_the_same_span_ids_are_told_apart(sqlite_url: str, state_dir: Path) -> None:
+    from opentelemetry.sdk.trace.id_generator import IdGenerator
+
+    class Small(IdGenerator):
+        traces = 0
+
+        def generate_trace_id(self) -> int:
+            Small.traces += 1
+            return Small.traces
+
+        def generate_span_id(self) -> int:
+            return 1
+
+    processor = CMBSpanProcessor(sqlite_url, state_dir=str(state_dir))
+    provider = TracerProvider(id_generator=Small(), shutdown_on_exit=False)
+    provider.add_span_processor(processor)
+    tracer = provider.get_tracer("test")
+    one, two = (tracer.start_span("invoke_agent", attributes={**AGENT, "cmb.run.id": run}) for run in ("a", "b"))
+    time.sleep(0.3)
+    one.end()
+    two.end()
+    assert processor.force_flush(10_000)
+    assert lawful(processor.stats()).parked == {"run_not_found": 2}
+    provider.shutdown()
+
+
+@pytest.mark.parametrize("kind", [BatchSpanProcessor, SimpleSpanProcessor])
+def test_the_exporter_alone(database_url: str, state_dir: Path, kind: Any) -> None:
+    exporter = CMBSpanExporter(database_url, state_dir=str(state_dir))
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(kind(exporter))
+    tracer = provider.get_tracer("test")
+    with tracer.start_as_current_span("invoke_agent", attributes=AGENT):
+        for _ in range(5):
+            tracer.start_span("execute_tool", attributes={"gen_ai.operation.name": "execute_tool"}).end()
+    assert provider.force_flush(20_000)
+    stats = lawful(exporter.stats())
+    assert stats.received == stats.committed == 6
+    provider.shutdown()
+    assert len(events(database_url)) == 6
+    check_orders(database_url)
+
+
+def _ended(attributes: dict[str, Any]) -> Any:
+    provider = TracerProvider(shutdown_on_exit=False)
+    span = provider.get_tracer("test").start_span("invoke_agent", attributes=attributes)
+    span.end()
+    return span._readable_span()
+
+
+def test_export_succeeds_only_for_what_is_committed(sqlite_url: str, state_dir: Path) -> None:
+    exporter = CMBSpanExporter(sqlite_url, state_dir=str(state_dir), export_timeout=0.5, busy_timeout=0.1)
+    assert exporter.export([_ended(AGENT)]) is SpanExportResult.SUCCESS
+    assert exporter.export([]) is SpanExportResult.SUCCESS
+    assert exporter.export([_ended(AGENT), _ended({**AGENT, "cmb.run.id": "nobody's"})]) is SpanExportResult.FAILURE
+    assert exporter.export([_ended(AGENT)]) is SpanExportResult.SUCCESS
+    other = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    started = time.monotonic()
+    assert exporter.export([_ended(AGENT)]) is SpanExportResult.FAILURE
+    assert time.monotonic() - started < 2
+    other.execute("ROLLBACK")
+    other.close()
+    assert exporter.force_flush(10_000)
+    stats = lawful(exporter.stats())
+    assert (stats.committed, stats.parked) == (4, {"run_not_found": 1})
+    exporter.shutdown()
+    assert exporter.export([_ended(AGENT)]) is SpanExportResult.FAILURE
+
+
+def test_an_exporter_beside_a_processor_answers_for_its_own_batch(sqlite_url: str, state_dir: Path) -> None:
+    with tracing(sqlite_url, state_dir) as (tracer, processor):
+        exporter = CMBSpanExporter(sqlite_url, state_dir=str(state_dir))
+        exporter.leave_to_processor()
+        good = tracer.start_span("invoke_agent", attributes=AGENT)
+        bad = tracer.start_span("invoke_agent", attributes={**AGENT, "cmb.run.id": "nobody's"})
+        good.end()
+        bad.end()
+        assert exporter.export([good._readable_span()]) is SpanExportResult.SUCCESS
+        assert exporter.export([bad._readable_span()]) is SpanExportResult.FAILURE
+        assert lawful(processor.stats()).received == 2
+
+
+@pytest.mark.parametrize("settings", [
+    {"database_url": "no such thing"}, {"database_url": object()}, {"on_missing_run": "explode"}, {"nonsense": 1},
+    {"batch_size": -1}, {"database_url": "sqlite://"}, {"database_url": "mysql://x/y"}, {"export_timeout": "soon"},
+])
+def test_an_exporter_with_wrong_settings_fails_at_export_not_before(
+    settings: dict[str, Any], state_dir: Path, caplog: pytest.LogCaptureFixture,
+) -> None:
+    exporter = CMBSpanExporter(**{"state_dir": str(state_dir), **settings})
+    assert exporter.export([_ended(AGENT)]) is SpanExportResult.FAILURE
+    assert exporter.export([_ended(AGENT)]) is SpanExportResult.FAILURE
+    assert len([record for record in caplog.records if "not stored" in record.message]) == 1
+    assert exporter.force_flush(100)
+    exporter.shutdown()
+    assert not os.path.exists("no such thing")
