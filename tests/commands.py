@@ -25,6 +25,10 @@ AGENT_PROGRAM = """
     def agent(name, **more):
         return tracer.start_as_current_span(f"invoke_agent {name}", attributes={
             "gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": name, **more})
+
+    def running(name):
+        return tracer.start_span(f"invoke_agent {name}", attributes={
+            "gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": name})
 """
 """A program that speaks plain OpenTelemetry: what it needs to make events."""
 

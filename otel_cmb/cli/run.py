@@ -28,6 +28,9 @@ from otel_cmb.pipeline import Pipeline, get_pipeline
 SETTLE_SECONDS = 10.0
 """Longest wait at the end for the program's last spans to be written."""
 
+AWAY_SECONDS = 0.5
+"""The same while the database is away: all is in the journal, and waiting brings nothing."""
+
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--task", default=None, help="What the run is for; shown wherever the run is.")
@@ -63,13 +66,14 @@ def run(
     check_url(settings)
     _check_state_dir(settings)
     pipeline = get_pipeline(settings)
-    _check_database(pipeline)
+    answers = _check_database(pipeline)
     run_id = str(uuid.uuid4())
     pipeline.accept_command({
         "do": "run_start", "id": run_id, "session": session, "mode": mode, "agent": agent, "model": model,
         "task": task or " ".join(command), "meta": {"command": list(command)}, "at": clock.now_ns()})
     pipeline.remember_open("run", run_id)
-    pipeline.flush(settings.connect_timeout)
+    if answers:
+        pipeline.flush(settings.connect_timeout)
     environment = _environment(settings, run_id, otlp_endpoint, no_instrument, verbose, arguments)
     code, failure = _execute(arguments, environment, settings, run_id)
     _finish(pipeline, settings, run_id, failure)
@@ -104,8 +108,9 @@ def _check_state_dir(settings: Settings) -> None:
             f"state directory {settings.state_dir} is not writable; set OTEL_EXPORTER_CMB_STATE_DIR or --state-dir to one that is")
 
 
-def _check_database(pipeline: Pipeline) -> None:
-    """What can never work ends here, before the program starts; a server that is away is an outage."""
+def _check_database(pipeline: Pipeline) -> bool:
+    """Whether the database answers. What can never work ends here, before the program starts; a server that is away is
+    an outage."""
     try:
         pipeline.connect()
     except CMBError as error:
@@ -116,6 +121,8 @@ def _check_database(pipeline: Pipeline) -> None:
         if verdict.fault is not Fault.OUTAGE:
             raise ConfigurationError(f"{where} cannot be used: {verdict.reason}; see `otel-cmb db check`") from error
         click.echo(f"otel-cmb: {where} is away ({verdict.reason}); the program runs, its spans wait in the journal", err=True)
+        return False
+    return True
 
 
 def _environment(
@@ -259,12 +266,15 @@ def _progress(settings: Settings, run_id: str) -> Iterator[None]:
 
 def _finish(pipeline: Pipeline, settings: Settings, run_id: str, failure: str | None) -> None:
     """Write what the program left in its journal, end the run, and say in one line what is stored."""
-    with contextlib.suppress(Exception):
+    patience = SETTLE_SECONDS
+    try:
         pipeline.replay()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the spans stay in the journal and the summary says so
+        patience = AWAY_SECONDS if classify(error).fault is Fault.OUTAGE else patience
     pipeline.accept_command({
         "do": "run_end", "id": run_id, "status": "failed" if failure else "completed", "error": failure,
         "at": clock.now_ns()})
-    pipeline.flush(SETTLE_SECONDS)
+    pipeline.flush(patience)
     left = pipeline.left_behind()
     click.echo(_summary(settings, run_id, failure, left), err=True)
     pipeline.shutdown(1.0)
@@ -284,7 +294,7 @@ def _summary(settings: Settings, run_id: str, failure: str | None, left: Mapping
     waiting = sum(left.values())
     if waiting:
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(left.items()))
-        parts.append(f"{waiting} span(s) wait in the journal ({reasons}): otel-cmb parked list")
+        parts.append(f"{waiting} span{'s wait' if waiting > 1 else ' waits'} in the journal ({reasons}): otel-cmb parked list")
     else:
         parts.append(f"otel-cmb show {run_id}")
     return "; ".join(parts)
@@ -294,7 +304,7 @@ def _counted(found: Any) -> str:
     totals = found.totals
     if totals is None or not totals.events:
         return "0 events (no agent framework was seen; `otel-cmb run --verbose` says what is instrumented)"
-    text = f"{totals.events} event(s)"
+    text = f"{totals.events} event{'' if totals.events == 1 else 's'}"
     if totals.failures:
         text += f", {totals.failures} failed"
     if totals.tokens:

@@ -1,0 +1,539 @@
+"""`otel-cmb run -- python program.py`, as a person uses it: the real command in a process of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from commands import BIN, ROOT, Shell, eventually
+from otlp_server import OTLPServer
+
+from otel_cmb.event import event_id
+
+AG2 = ("python", ROOT / "examples" / "ag2_team.py")
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    directory = tmp_path / "work"
+    directory.mkdir()
+    return Shell(directory)
+
+
+def only_run(shell: Shell, url: str | None = None):
+    [run] = shell.runs(url)
+    return run
+
+
+# -- what is passed through ----------------------------------------------------------------------------------------
+
+
+def test_output_and_exit_code_are_the_programs_and_the_summary_is_one_line_on_stderr(shell: Shell) -> None:
+    shell.program("""
+        import sys
+        with agent("engineer"):
+            print("to stdout", sys.argv[1:])
+            print("to stderr", file=sys.stderr)
+    """)
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py", "--fast", "two words")
+    assert done.returncode == 0
+    assert done.stdout == "to stdout ['--fast', 'two words']\n"
+    first, summary = done.stderr.splitlines()
+    assert first == "to stderr"
+    run = only_run(shell)
+    assert summary == (f"otel-cmb: run {run.id} completed: 1 event in sqlite:///otel_cmb.db; otel-cmb show {run.id}")
+    assert run.status == "completed"
+    assert run.started_at is not None
+    assert run.completed_at >= run.started_at
+    [event] = shell.events()
+    assert (event.event_type, event.agent_name, event.status, event.run_id, event.session_id) == (
+        "agent_call", "engineer", "completed", run.id, run.session_id)
+
+
+def test_standard_input_reaches_the_program(shell: Shell) -> None:
+    done = subprocess.run(
+        [BIN / "otel-cmb", "run", "--", "python", "-c", "print(input()[::-1])"], cwd=shell.directory, env=shell.environment(),
+        input="abc\n", capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout == "cba\n"
+
+
+@pytest.mark.parametrize(("text", "code", "why"), [
+    ("import sys; sys.exit(3)", 3, "exit code 3"),
+    ("raise RuntimeError('boom')", 1, "exit code 1"),
+    ("import os; os._exit(7)", 7, "exit code 7"),
+    ("import os; os.kill(os.getpid(), 9)", 137, "ended by SIGKILL"),
+    ("import os; os.kill(os.getpid(), 15)", 143, "ended by SIGTERM"),
+])
+def test_however_the_program_ends_what_had_ended_is_stored_and_what_had_not_is_closed(
+    shell: Shell, text: str, code: int, why: str,
+) -> None:
+    shell.program(f"""
+        with agent("ended"):
+            pass
+        open_ = running("open")
+        import time
+        time.sleep(0.4)
+        {text}
+    """)
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py")
+    assert done.returncode == code
+    run = only_run(shell)
+    assert run.status == "failed"
+    assert run.completed_at is not None
+    assert why in done.stderr.splitlines()[-1]
+    events = {event.agent_name: event for event in shell.events()}
+    assert events["ended"].status == "completed"
+    assert events["open"].status == "failed"
+    assert events["open"].error_message
+    assert ("Traceback" in done.stderr) == ("boom" in text)
+
+
+def test_a_span_that_the_end_of_the_interpreter_closes_is_stored_and_holds_nothing_up(shell: Shell) -> None:
+    """The generator behind `start_as_current_span` is closed while the interpreter goes down: no thread can be had."""
+    shell.program("""
+        open_ = agent("open")
+        open_.__enter__()
+    """)
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py", timeout=30)
+    assert done.returncode == 0, done.stderr
+    [event] = shell.events()
+    assert event.status in ("completed", "failed")
+    assert event.completed_at is not None
+
+
+def test_spans_of_a_burst_before_sigkill_are_all_there(shell: Shell) -> None:
+    """Nothing waits in memory: what had ended when the program was killed is stored, to the last span."""
+    shell.program("""
+        import os
+        for n in range(300):
+            with agent(f"agent {n}"):
+                pass
+        os.kill(os.getpid(), 9)
+    """)
+    assert shell.run("otel-cmb", "run", "--", "python", "program.py").returncode == 137
+    assert sorted(event.agent_name for event in shell.events()) == sorted(f"agent {n}" for n in range(300))
+
+
+def test_what_a_crash_interrupts_says_the_error(shell: Shell) -> None:
+    shell.program("""
+        with agent("engineer"):
+            raise ValueError("no such galaxy")
+    """)
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py")
+    assert done.returncode == 1
+    assert "ValueError: no such galaxy" in done.stderr
+    [event] = [event for event in shell.events() if event.event_type == "agent_call"]
+    assert event.status == "failed"
+    assert "no such galaxy" in event.error_message
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_command_reaches_the_program_and_the_run_ends_failed(shell: Shell, number: signal.Signals) -> None:
+    shell.program("""
+        import signal, sys, time
+        def leave(number, frame):
+            print("got", number, flush=True)
+            sys.exit(130)
+        signal.signal(signal.SIGINT, leave)
+        signal.signal(signal.SIGTERM, leave)
+        with agent("engineer"):
+            print("ready", flush=True)
+            time.sleep(30)
+    """)
+    process = shell.start("otel-cmb", "run", "--", "python", "program.py")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=30)
+    assert out == f"got {int(number)}\n"
+    assert process.returncode == 130
+    run = only_run(shell)
+    assert run.status == "failed"
+    assert run.completed_at is not None
+    [event] = shell.events()
+    assert event.completed_at is not None
+
+
+def test_control_c_at_a_terminal_reaches_both_once(shell: Shell) -> None:
+    """A terminal sends SIGINT to the whole foreground group; the command must neither die of it nor send another."""
+    import pty
+
+    shell.program("""
+        import signal, sys, time
+        got = []
+        signal.signal(signal.SIGINT, lambda *_: got.append(1))
+        with agent("engineer"):
+            print("ready", flush=True)
+            while not got:
+                time.sleep(0.05)
+            time.sleep(0.5)
+        print("signals", len(got), flush=True)
+        sys.exit(4)
+    """)
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(shell.directory)
+        os.execve(BIN / "otel-cmb", ["otel-cmb", "run", "--", "python", "program.py"], shell.environment(TERM="xterm"))
+    screen = b""
+    while b"ready" not in screen:
+        screen += os.read(terminal, 1000)
+    time.sleep(0.2)
+    os.write(terminal, b"\x03")
+    while True:
+        try:
+            data = os.read(terminal, 1000)
+        except OSError:  # the terminal is closed
+            break
+        if not data:
+            break
+        screen += data
+    _, status = os.waitpid(child, 0)
+    os.close(terminal)
+    assert b"signals 1" in screen
+    assert os.waitstatus_to_exitcode(status) == 4
+    assert only_run(shell).status == "failed"
+    assert b"events" in screen, "a terminal sees how many there are"
+
+
+# -- children ------------------------------------------------------------------------------------------------------
+
+
+def test_python_children_are_not_instrumented_and_print_nothing_into_captured_output(shell: Shell) -> None:
+    """AG2's code executor starts Python: a tracer there would write into the code's output."""
+    shell.program("""
+        import subprocess, sys
+        text = "import sys; print(sorted(m for m in sys.modules if m.startswith(('otel_cmb', 'opentelemetry'))))"
+        with agent("executor"):
+            done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+        print(repr(done.stdout), repr(done.stderr), done.returncode)
+    """)
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py")
+    assert done.stdout == "'[]\\n' '' 0\n"
+    assert len(shell.events()) == 1
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_multiprocessing_children_belong_to_the_program(shell: Shell, method: str) -> None:
+    shell.program(f"""
+        import multiprocessing
+
+        def work(n):
+            with agent(f"child {{n}}"):
+                pass
+
+        if __name__ == "__main__":
+            context = multiprocessing.get_context({method!r})
+            with agent("parent"):
+                children = [context.Process(target=work, args=(n,)) for n in range(2)]
+                for child in children:
+                    child.start()
+                for child in children:
+                    child.join()
+            assert all(child.exitcode == 0 for child in children)
+    """)
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py")
+    assert done.returncode == 0, done.stderr
+    assert sorted(event.agent_name for event in shell.events(run_id=only_run(shell).id)) == ["child 0", "child 1", "parent"]
+    assert {event.status for event in shell.events()} == {"completed"}
+
+
+def test_a_fork_keeps_its_own_spans_and_never_those_of_its_parent(shell: Shell) -> None:
+    shell.program("""
+        import os
+        with agent("before"):
+            pass
+        if os.fork() == 0:
+            with agent("child"):
+                pass
+            os._exit(0)
+        os.wait()
+        with agent("after"):
+            pass
+    """)
+    assert shell.run("otel-cmb", "run", "--", "python", "program.py").returncode == 0
+    assert sorted(event.agent_name for event in shell.events()) == ["after", "before", "child"]
+
+
+def test_a_sitecustomize_of_the_user_still_runs(shell: Shell) -> None:
+    place = shell.directory / "site"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text("import os\nos.environ['SEEN'] = 'yes'\n", encoding="utf-8")
+    shell.program("""
+        import os
+        with agent(os.environ["SEEN"]):
+            pass
+    """)
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py", PYTHONPATH=str(place))
+    assert done.returncode == 0, done.stderr
+    assert [event.agent_name for event in shell.events()] == ["yes"]
+
+
+# -- where it goes -------------------------------------------------------------------------------------------------
+
+
+def test_what_the_options_say_is_on_the_row(shell: Shell) -> None:
+    shell.program("pass")
+    command = ("otel-cmb", "run", "--task", "measure H0", "--mode", "deep_research", "--agent", "planner", "--model", "gpt-4.1",
+               "--session", "monday", "--", "python", "program.py")
+    assert shell.run(*command).returncode == 0
+    run = only_run(shell)
+    assert (run.task_description, run.mode, run.agent, run.model) == ("measure H0", "deep_research", "planner", "gpt-4.1")
+    with sqlite3.connect(shell.database) as connection:
+        [(name, session)] = connection.execute("SELECT name, id FROM sessions").fetchall()
+    assert (name, session) == ("monday", run.session_id)
+    assert shell.run(*command).returncode == 0
+    assert {run.session_id for run in shell.runs()} == {session}, "the session of that name is found again"
+
+
+def test_a_program_that_changes_its_directory_writes_the_same_database(shell: Shell) -> None:
+    (shell.directory / "elsewhere").mkdir()
+    shell.program("""
+        import os
+        os.chdir("elsewhere")
+        with agent("mover"):
+            pass
+    """)
+    assert shell.run("otel-cmb", "run", "--", "python", "program.py").returncode == 0
+    assert [event.agent_name for event in shell.events()] == ["mover"]
+    assert list((shell.directory / "elsewhere").iterdir()) == []
+
+
+def test_rows_are_there_while_the_program_runs(shell: Shell) -> None:
+    shell.program("""
+        with agent("engineer"):
+            print("ready", flush=True)
+            input_ = open("go")
+            input_.read()
+    """)
+    os.mkfifo(shell.directory / "go")
+    process = shell.start("otel-cmb", "run", "--", "python", "program.py")
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        [event] = eventually(lambda: shell.events(), "the live row")
+        assert (event.event_subtype, event.status, event.completed_at) == ("start", "running", None)
+        assert only_run(shell).completed_at is None
+    finally:
+        (shell.directory / "go").write_text("", encoding="utf-8")
+        process.communicate(timeout=30)
+    [event] = shell.events()
+    assert (event.event_subtype, event.status) == ("complete", "completed")
+
+
+def test_the_database_url_may_come_from_the_environment_of_the_application(shell: Shell) -> None:
+    shell.program("with agent('engineer'):\n    pass\n")
+    other = shell.directory / "application.db"
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py", CMBAGENT_DATABASE_URL=f"sqlite:///{other}")
+    assert done.returncode == 0
+    assert len(shell.events(f"sqlite:///{other}")) == 1
+    assert not shell.database.exists()
+
+
+def test_postgresql_is_the_same_setting(shell: Shell, postgresql_url: str) -> None:
+    shell.program("with agent('engineer'):\n    pass\n")
+    done = shell.run("otel-cmb", "run", "--database-url", postgresql_url, "--", "python", "program.py")
+    assert done.returncode == 0, done.stderr
+    assert [event.agent_name for event in shell.events(postgresql_url)] == ["engineer"]
+    assert only_run(shell, postgresql_url).status == "completed"
+
+
+def test_a_database_that_is_away_stops_neither_program_nor_spans(shell: Shell) -> None:
+    """The program runs, what it did waits in the journal, and the summary says so. No password is printed."""
+    shell.program("with agent('engineer'):\n    print('done')\n")
+    url = f"postgresql+psycopg://nobody:secret-word@127.0.0.1:{_closed_port()}/agents"
+    done = shell.run("otel-cmb", "run", "--database-url", url, "--", "python", "program.py",
+                     OTEL_EXPORTER_CMB_SHUTDOWN_TIMEOUT="1")
+    assert (done.returncode, done.stdout) == (0, "done\n")
+    assert "is away" in done.stderr
+    summary = done.stderr.splitlines()[-1]
+    assert "1 span waits in the journal" in summary
+    assert "otel-cmb parked list" in summary
+    assert "secret-word" not in done.stderr
+
+
+# -- OTLP ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_spans_arrive_at_an_otlp_server(shell: Shell) -> None:
+    shell.program("""
+        for name in ("planner", "engineer"):
+            with agent(name):
+                pass
+    """)
+    with OTLPServer() as server:
+        done = shell.run("otel-cmb", "run", "--otlp-endpoint", server.endpoint, "--", "python", "program.py")
+        assert done.returncode == 0, done.stderr
+        arrived = {event_id(span.trace_id.hex(), span.span_id.hex()) for span in server.spans()}
+    assert {event.id for event in shell.events()} == arrived
+    assert len(arrived) == 2
+    assert server.resource_attribute("service.name") == "program"
+
+
+def test_the_standard_variables_name_the_otlp_server_too(shell: Shell) -> None:
+    shell.program("with agent('engineer'):\n    pass\n")
+    with OTLPServer() as server:
+        done = shell.run("otel-cmb", "run", "--", "python", "program.py", OTEL_EXPORTER_OTLP_ENDPOINT=server.endpoint)
+        assert done.returncode == 0, done.stderr
+        assert [span.name for span in server.spans()] == ["invoke_agent engineer"]
+    assert len(shell.events()) == 1
+
+
+def test_a_dead_otlp_endpoint_costs_the_database_nothing(shell: Shell) -> None:
+    shell.program("with agent('engineer'):\n    pass\n")
+    done = shell.run("otel-cmb", "run", "--otlp-endpoint", f"http://127.0.0.1:{_closed_port()}", "--", "python", "program.py",
+                     OTEL_EXPORTER_OTLP_TIMEOUT="1")
+    assert done.returncode == 0
+    assert [event.status for event in shell.events()] == ["completed"]
+    assert only_run(shell).status == "completed"
+
+
+def _closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+# -- wrong input: one sentence, exit code 2, the program does not start ------------------------------------------------
+
+
+WRONG = {
+    "a URL that is none": ("nonsense", "cannot be read; expected sqlite:///"),
+    "another kind of database": ("mysql://root:secret@db/x", "supported are sqlite, postgresql+psycopg"),
+    "an in-memory SQLite": ("sqlite://", "in-memory SQLite"),
+    "an in-memory SQLite by name": ("sqlite:///:memory:", "in-memory SQLite"),
+    "a directory that is not there": ("sqlite:////nowhere/at/all/x.db", "/nowhere/at/all"),
+    "a directory for a file": ("sqlite:////tmp", "is a directory"),
+    "a missing driver": ("postgresql+asyncpg://user:secret@host/x", "asyncpg"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_database_is_one_sentence_before_the_program_starts(shell: Shell, case: str) -> None:
+    url, said = WRONG[case]
+    done = shell.run("otel-cmb", "run", "--database-url", url, "--", "touch", "started")
+    refused(shell, done, said)
+    assert "secret" not in done.stderr
+
+
+def test_a_driver_that_is_not_installed_is_named(shell: Shell) -> None:
+    """As if psycopg were not there: a directory before site-packages that fails to import."""
+    for name in ("psycopg", "psycopg2"):
+        (shell.directory / f"{name}.py").write_text("raise ImportError('not here')\n", encoding="utf-8")
+    done = shell.run("otel-cmb", "run", "--database-url", "postgresql://user:secret@host/x", "--", "touch", "started",
+                     PYTHONPATH=str(shell.directory))
+    refused(shell, done, "pip install 'otel-cmb[postgres]'")
+    assert "secret" not in done.stderr
+
+
+def test_a_file_that_is_no_database_is_left_alone(shell: Shell) -> None:
+    text = "dear diary, today I measured the distance to NGC 4258\n" * 20
+    (shell.directory / "diary.txt").write_text(text, encoding="utf-8")
+    done = shell.run("otel-cmb", "run", "--database-url", "sqlite:///diary.txt", "--", "touch", "started")
+    refused(shell, done, "diary.txt")
+    assert (shell.directory / "diary.txt").read_text(encoding="utf-8") == text
+
+
+def refused(shell: Shell, done: subprocess.CompletedProcess[str], said: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert not (shell.directory / "started").exists()
+    assert done.stdout == ""
+    [sentence] = done.stderr.splitlines()
+    assert sentence.startswith("otel-cmb: ")
+    assert said in sentence
+
+
+def bound_by_permissions() -> None:
+    """Before the command starts: root, too, may only do what the file modes say (Linux capabilities 1 and 2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for capability in (1, 2):
+        if libc.prctl(24, capability, 0, 0, 0) != 0 and os.getuid() == 0:  # PR_CAPBSET_DROP
+            raise OSError(ctypes.get_errno(), "prctl")
+
+
+def run_bound(shell: Shell) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([BIN / "otel-cmb", "run", "--", "touch", shell.state / "started"], cwd=shell.directory,
+                          env=shell.environment(), capture_output=True, text=True, timeout=30, check=False,
+                          preexec_fn=bound_by_permissions)
+
+
+def test_a_directory_that_may_not_be_written_is_said_before_the_program_starts(shell: Shell) -> None:
+    shell.state.mkdir()
+    shell.directory.chmod(0o555)
+    refused(shell, run_bound(shell), str(shell.directory))
+    assert not (shell.state / "started").exists()
+
+
+def test_a_state_directory_that_may_not_be_written_is_said_before_the_program_starts(shell: Shell) -> None:
+    shell.state.mkdir(mode=0o555)
+    refused(shell, run_bound(shell), "OTEL_EXPORTER_CMB_STATE_DIR")
+
+
+def test_a_state_directory_that_is_a_file_is_said_before_the_program_starts(shell: Shell) -> None:
+    (shell.directory / "state").write_text("", encoding="utf-8")
+    done = shell.run("otel-cmb", "run", "--state-dir", "state", "--", "touch", "started")
+    refused(shell, done, "OTEL_EXPORTER_CMB_STATE_DIR")
+
+
+def test_a_wrong_setting_of_the_environment_is_named(shell: Shell) -> None:
+    done = shell.run("otel-cmb", "run", "--", "touch", "started", OTEL_EXPORTER_CMB_BATCH_SIZE="many")
+    refused(shell, done, "OTEL_EXPORTER_CMB_BATCH_SIZE: found 'many', expected a whole number")
+
+
+def test_a_program_that_is_not_there_makes_no_run(shell: Shell) -> None:
+    done = shell.run("otel-cmb", "run", "--", "no-such-program")
+    refused(shell, done, "'no-such-program' was not found")
+    assert not shell.database.exists()
+
+
+def test_a_program_that_may_not_be_run_is_a_failed_run(shell: Shell) -> None:
+    program = shell.directory / "broken"
+    program.write_text("#!/nowhere/interpreter\n", encoding="utf-8")
+    program.chmod(0o755)
+    done = shell.run("otel-cmb", "run", "--", "./broken")
+    assert done.returncode == 127
+    assert only_run(shell).status == "failed"
+
+
+def test_no_program_at_all_says_how_to_write_it(shell: Shell) -> None:
+    done = shell.run("otel-cmb", "run")
+    assert done.returncode == 2
+    assert "otel-cmb run" in done.stderr
+
+
+# -- AG2, unchanged ------------------------------------------------------------------------------------------------
+
+
+def test_the_ag2_team_lands_in_the_database_with_what_it_did(shell: Shell) -> None:
+    done = shell.run("otel-cmb", "run", "--task", "age of the universe", "--", *AG2)
+    assert done.returncode == 0, done.stderr
+    assert "engineer: The age of the universe is 13.80 Gyr. TERMINATE" in done.stdout
+    run = only_run(shell)
+    assert (run.status, run.agent, run.model, run.task_description) == (
+        "completed", "planner", "gpt-4o-mini", "age of the universe")
+    events = shell.events()
+    kinds = [event.event_type for event in events if event.event_subtype != "message"]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "info": 1, "agent_call": 10, "llm_call": 5, "tool_call": 2, "code_exec": 2, "file_gen": 2, "handoff": 5}
+    failed, worked = [event for event in events if event.event_type == "code_exec"]
+    assert (failed.status, worked.status) == ("failed", "completed")
+    assert failed.inputs["code"].startswith("hubble, omega_matter = 67.4")
+    assert "NameError" in failed.error_message
+    assert worked.outputs["result"].startswith("age of the universe: 13.80")
+    assert run.totals.tokens == sum(100 + n + 20 + n for n in range(1, 6))
+    assert {event.node_id for event in events} == {"chat_1"}
+    assert [(event.inputs["from_agent"], event.inputs["to_agent"]) for event in events if event.event_type == "handoff"][:2] == [
+        ("planner", "engineer"), ("engineer", "executor")]
+
+
+def test_the_code_that_ag2_runs_prints_only_what_it_prints(shell: Shell) -> None:
+    """The output of executed code is the code's, with the tracer's environment around it."""
+    shell.run("otel-cmb", "run", "--", *AG2)
+    worked = [event for event in shell.events() if event.event_type == "code_exec"][-1]
+    assert worked.outputs == {"result": "age of the universe: 13.80 Gyr\n"}
