@@ -24,6 +24,7 @@ from otel_cmb.assemble_around import (
 from otel_cmb.assemble_errors import error_of
 from otel_cmb.assemble_payload import payload_of
 from otel_cmb.assemble_rows import add_rows, events_inside
+from otel_cmb.assemble_stacked import unstack
 from otel_cmb.assemble_tree import Node, all_members, build, merge, sort_key, take
 from otel_cmb.event import Event, event_id
 from otel_cmb.mapper import Facts, placed
@@ -42,7 +43,7 @@ def assemble(facts: Iterable[Facts], *, record: str = "agents") -> list[Event]:
 
     `Event.inputs`, `outputs` and `meta` are shared between calls with the same facts: replace them, never change them.
     """
-    heads = merge(build(facts, record == "all"))
+    heads = unstack(merge(build(facts, record == "all")))
     order_siblings(heads)
     handoffs = 0
     for node in heads:

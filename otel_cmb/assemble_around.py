@@ -169,7 +169,7 @@ def told_by_parent(node: Node) -> str | None:
         return None
     tools = [kid for kid in node.up.kids if kid.facts.kind in (TOOL, HANDOFF, CODE)]
     parts = [text] if len(tools) == 1 else text.split("\n\n")
-    if len(parts) == len(tools):
+    if node in tools and len(parts) == len(tools):
         return parts[tools.index(node)].strip()[:500] or None
     return None
 

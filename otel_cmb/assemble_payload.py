@@ -244,8 +244,8 @@ _OTHER_TOKENS = (
 
 _PLAIN_META = (
     ("provider", "provider"), ("tool_call_id", "tool_call_id"), ("conversation_id", "conversation_id"),
-    ("session_id", "session_id"), ("thread_id", "thread_id"), ("user_id", "user_id"), ("agent_id", "agent_id"), ("workflow_name", "workflow"),
-    ("turns", "turns"), ("task_name", "task"), ("sender", "sender"), ("recipient", "recipient"),
+    ("session_id", "session_id"), ("thread_id", "thread_id"), ("user_id", "user_id"), ("agent_id", "agent_id"),
+    ("workflow_name", "workflow"), ("turns", "turns"), ("task_name", "task"), ("sender", "sender"), ("recipient", "recipient"),
 )  # fmt: skip
 
 

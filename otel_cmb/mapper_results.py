@@ -87,7 +87,7 @@ def _content_of_mapping(result: Mapping[str, Any]) -> Any:
         return inner.get("content")
     inner = result.get("data")
     if (
-        isinstance(inner, Mapping) and "content" in inner and result.get("type") in _DUMPED
+        isinstance(inner, Mapping) and "content" in inner and str(result.get("type")) in _DUMPED
     ):  # LangChain, as OpenInference dumps it
         return inner["content"]
     inner = result.get("output")

@@ -159,6 +159,11 @@ _GOOGLE_PARTS: dict[str, Callable[[dict[str, Any], Mapping[str, Any]], None]] = 
 }  # fmt: skip
 
 
+def _type(item: Mapping[str, Any]) -> str:
+    kind = item.get("type")
+    return kind if isinstance(kind, str) else ""
+
+
 def _message(item: Any, default_role: str) -> dict[str, Any] | None:
     if isinstance(item, str):
         return {"role": default_role, "content": item}
@@ -173,10 +178,10 @@ def _message(item: Any, default_role: str) -> dict[str, Any] | None:
         item = {**item["kwargs"], "role": role_of(named, default_role)}
     elif isinstance(item.get("data"), Mapping) and isinstance(item.get("type"), str):
         item = {**item["data"], "role": role_of(item["type"], default_role)}
-    elif "role" not in item and item.get("type") in _LANGCHAIN_TYPES and "content" in item:
+    elif "role" not in item and _type(item) in _LANGCHAIN_TYPES and "content" in item:
         item = {**item, "role": item["type"]}
     message: dict[str, Any] = {"role": role_of(item.get("role"), default_role)}
-    if isinstance(item.get("name"), str) and item["name"] and item.get("type") not in _PARTS:
+    if isinstance(item.get("name"), str) and item["name"] and _type(item) not in _PARTS:
         message["name"] = item["name"]
     parts = item.get("parts")
     content = item.get("content")
@@ -192,11 +197,11 @@ def _message(item: Any, default_role: str) -> dict[str, Any] | None:
             add_part(message, part)
     elif content is not None:
         message["content"] = content
-    elif item.get("type") in _PARTS:
+    elif _type(item) in _PARTS:
         add_part(message, item)
-        if item["type"] in ("function_call_output", "tool_result"):
+        if _type(item) in ("function_call_output", "tool_result"):
             message["role"] = "tool"
-        elif item["type"] in ("function_call", "tool_call", "tool_use"):
+        elif _type(item) in ("function_call", "tool_call", "tool_use"):
             message["role"] = "assistant"
     calls = item.get("tool_calls")
     if isinstance(calls, list):
@@ -227,9 +232,9 @@ def _looks_like_message(item: Any) -> bool:
         or (isinstance(item.get("content"), Mapping) and "parts" in item["content"])
         or "parts" in item
         or item.get("lc") == 1
-        or (item.get("type") in _PARTS and ("content" in item or "text" in item or "name" in item or "call_id" in item))
-        or ("content" in item and (item.get("type") in _LANGCHAIN_TYPES or "tool_calls" in item))
-        or (isinstance(item.get("data"), Mapping) and item.get("type") in _LANGCHAIN_TYPES)
+        or (_type(item) in _PARTS and ("content" in item or "text" in item or "name" in item or "call_id" in item))
+        or ("content" in item and (_type(item) in _LANGCHAIN_TYPES or "tool_calls" in item))
+        or (isinstance(item.get("data"), Mapping) and _type(item) in _LANGCHAIN_TYPES)
         or isinstance(item.get("message"), Mapping)
     )
 

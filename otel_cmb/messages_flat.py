@@ -4,68 +4,70 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from otel_cmb.messages import add_part, as_json, call_of, role_of
 
 __all__ = ["flattened"]
 
-_INDEX = re.compile(r"(\d+)\.(.+)", re.DOTALL)
-_FLAT_PART = re.compile(r"contents\.(\d+)\.message_content\.(.+)", re.DOTALL)
-_FLAT_CALL = re.compile(r"tool_calls\.(\d+)\.(?:tool_call\.)?(.+)", re.DOTALL)
-MAX_FLAT = 10_000
+# Six digits are more messages than a span can hold; a longer number is no index.
+_INDEX = re.compile(r"(\d{1,6})\.(.+)", re.DOTALL)
+_FLAT_PART = re.compile(r"contents\.(\d{1,6})\.message_content\.(.+)", re.DOTALL)
+_FLAT_CALL = re.compile(r"tool_calls\.(\d{1,6})\.(?:tool_call\.)?(.+)", re.DOTALL)
+
+
+@dataclass(slots=True)
+class _Row:
+    fields: dict[str, Any] = field(default_factory=dict)
+    parts: dict[int, dict[str, Any]] = field(default_factory=dict)
+    calls: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
 def flattened(attributes: Mapping[str, Any], prefix: str) -> list[dict[str, Any]] | None:
     """Messages spread over keys: `llm.input_messages.0.message.role` (OpenInference), `gen_ai.prompt.0.content`
     (older Traceloop). `prefix` ends with a dot. `None` if there is no such key."""
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[int, _Row] = {}
     length = len(prefix)
     for key, value in attributes.items():
         if not key.startswith(prefix):
             continue
         match = _INDEX.fullmatch(key, length)
-        if match is None or len(match[1]) > 6:
+        if match is None:
             continue
-        index = int(match[1])
-        if index > MAX_FLAT:
-            continue
-        row = rows.setdefault(index, {})
+        row = rows.setdefault(int(match[1]), _Row())
         name = match[2].removeprefix("message.")
         if call := _FLAT_CALL.fullmatch(name):
-            if len(call[1]) <= 6:
-                entry = row.setdefault("calls", {}).setdefault(int(call[1]), {})
-                entry[call[2].removeprefix("function.")] = value
+            row.calls.setdefault(int(call[1]), {})[call[2].removeprefix("function.")] = value
         elif part := _FLAT_PART.fullmatch(name):
-            if len(part[1]) <= 6:
-                row.setdefault("contents", {}).setdefault(int(part[1]), {})[part[2]] = value
+            row.parts.setdefault(int(part[1]), {})[part[2]] = value
         else:
-            row[name] = value
+            row.fields[name] = value
     if not rows:
         return None
     return [_unflatten(rows[index]) for index in sorted(rows)]
 
 
-def _unflatten(row: dict[str, Any]) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": role_of(row.get("role"), "user")}
-    if isinstance(row.get("name"), str) and row["name"]:
-        message["name"] = row["name"]
-    if "content" in row:
-        content = row["content"]
+def _unflatten(row: _Row) -> dict[str, Any]:
+    fields = row.fields
+    message: dict[str, Any] = {"role": role_of(fields.get("role"), "user")}
+    if isinstance(fields.get("name"), str) and fields["name"]:
+        message["name"] = fields["name"]
+    if "content" in fields:
+        content = fields["content"]
         parsed = as_json(content) if isinstance(content, str) and content.startswith("[{") else content
         if isinstance(parsed, list):
             for part in parsed:
                 add_part(message, part)
         else:
             message["content"] = content
-    elif "contents" in row:
-        for index in sorted(row["contents"]):
-            add_part(message, row["contents"][index])
-    calls = row.get("calls")
-    if calls:
-        message["tool_calls"] = [call_of(calls[index]) for index in sorted(calls)]
+    else:
+        for index in sorted(row.parts):
+            add_part(message, row.parts[index])
+    if row.calls:
+        message["tool_calls"] = [call_of(row.calls[index]) for index in sorted(row.calls)]
     for key in ("tool_call_id", "finish_reason"):
-        if isinstance(row.get(key), str):
-            message[key] = row[key]
-    message.setdefault("content", None if calls else "")
+        if isinstance(fields.get(key), str):
+            message[key] = fields[key]
+    message.setdefault("content", None if row.calls else "")
     return message

@@ -181,6 +181,31 @@ def test_a_chat_inside_a_chat_is_one_call() -> None:
     assert [(event.event_type, event.meta["tokens"], event.meta["reasoning_tokens"]) for event in found] == [("llm_call", 12, 1)]
 
 
+def test_two_trees_of_the_same_acts_are_one() -> None:
+    """Callback handlers hang their spans on their own parents: told by kind, name or tokens, and time."""
+    usage = {"llm.token_count.prompt": 10, "llm.token_count.completion": 2}
+    found = events(
+        span(1, None, {OI: "CHAIN"}, name="graph", scope="oi", end=5000),
+        span(2, 1, {OI: "TOOL", "tool.name": "f", "output.value": "r"}, scope="oi"),
+        span(3, 1, {OI: "LLM", **usage}, scope="oi", start=2000),
+        span(4, None, {"gen_ai.operation.name": "invoke_workflow"}, scope="tl", end=5000),
+        tool(5, "f", 4, scope="tl", more={"gen_ai.tool.call.arguments": '{"a": 1}'}),
+        chat(6, 4, (10, 2), scope="tl", start=2001), tool(7, "f", 4, scope="tl", start=60_000_000), tool(8, "f", 5, scope="tl"),
+    )  # fmt: skip
+    assert [(event.event_type, [made.span_id[-1] for made in event.spans]) for event in found] == [
+        ("info", ["1"]), ("tool_call", ["2", "5", "8"]), ("info", ["4"]), ("llm_call", ["3", "6"]), ("tool_call", ["7"]),
+    ]  # fmt: skip
+    assert found[1].inputs == {"tool_name": "f", "arguments": {"a": 1}}
+    assert sum(event.meta.get("tokens", 0) for event in found) == 12
+
+
+def test_parallel_calls_of_one_instrumentation_stay_apart() -> None:
+    assert types(agent(1, "a"), tool(2, "f", 1, scope="s"), tool(3, "f", 1, scope="s")) == ["agent_call", "tool_call", "tool_call"]
+    other = {"gen_ai.tool.call.id": "1"}
+    ids = tool(2, "f", 1, scope="s", more=other), tool(3, "f", 1, scope="t", more={"gen_ai.tool.call.id": "2"})
+    assert types(agent(1, "a"), *ids) == ["agent_call", "tool_call", "tool_call"]
+
+
 def test_several_calls_inside_one_are_the_calls() -> None:
     found = events(chat(1, None, (20, 4)), chat(2, 1, (10, 2)), chat(3, 1, (10, 2)))
     assert [(event.event_type, event.meta.get("tokens")) for event in found] == [("info", None), ("llm_call", 12), ("llm_call", 12)]

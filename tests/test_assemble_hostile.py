@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from otel_cmb.assemble import assemble
 from otel_cmb.event import Event, Link, Scope, Span, SpanEvent, Stamp
 from otel_cmb.mapper import Facts, from_skeleton, is_event, named, read, skeleton
+from otel_cmb.mapper_results import content_of, error_result, exit_code_of
+from otel_cmb.messages import conversation
+from otel_cmb.messages_flat import flattened
 from otel_cmb.vocabulary import DISCRIMINATORS, FIELD_OF, PRESENT
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 quick = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 texts = st.one_of(
@@ -45,6 +48,20 @@ values: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
     max_leaves=6,
 )
+MESSAGE_KEYS = [
+    "role", "content", "parts", "type", "text", "lc", "kwargs", "id", "data", "message", "messages", "tool_calls", "function", "name", "arguments",
+    "args", "input", "output", "outputs", "choices", "generations", "contents", "candidates", "finish_reason", "tool_call_id", "response", "result",
+    "thinking", "function_call", "functionCall", "function_response", "toolUse", "toolResult", "system", "update", "raw", "task", "isError", "is_error",
+    "status", "target", "agent_name", "exitcode", "stderr", "raw_output", "tool_name", "kwargs", "input_str", "sanitize_inputs_outputs", "reason",
+    "sender", "recipient", "file_path", "to_agent", "from_agent", "code", "language", "lc_agent_name", "ls_integration", "langgraph_node",
+]  # fmt: skip
+words = st.sampled_from(["text", "tool_call", "tool_use", "function_call_output", "human", "ai", "tool", "user", "system", "error", "q", "", "[1]", "exitcode: 2"])
+structures: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(words, st.integers(-2, 9), st.none(), st.booleans()),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(MESSAGE_KEYS), inner, max_size=4)),
+    max_leaves=10,
+)
+values = st.one_of(values, structures, structures.map(json.dumps), structures.map(repr))
 kinds = [(key, value) for key, table in DISCRIMINATORS for value in table]
 known_keys = sorted(FIELD_OF) + sorted(PRESENT) + [
     "llm.input_messages.0.message.role", "llm.input_messages.99999999.message.content", "llm.input_messages.0.message.tool_calls.0.tool_call.id",
@@ -84,6 +101,42 @@ def one_span(draw: st.DrawFn) -> Span:
     )  # fmt: skip
 
 
+OI = "openinference.span.kind"
+acts = st.sampled_from([
+    {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "a"},
+    {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "_Group_Tool_Executor"},
+    {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "x", "gen_ai.output.messages": '[{"role": "assistant", "content": "exitcode: 1 (execution failed)"}]'},
+    {OI: "AGENT", "agent.name": "a", "output.value": "```python\n# filename: a.py\nx\n```"},
+    {"gen_ai.operation.name": "chat", "gen_ai.usage.input_tokens": 3, "gen_ai.usage.output_tokens": 1},
+    {"gen_ai.operation.name": "chat"},
+    {OI: "LLM", "llm.token_count.prompt": 3, "llm.token_count.completion": 1},
+    {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "f"},
+    {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "run_code", "gen_ai.tool.call.result": "exitcode: 1"},
+    {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "transfer_to_b_1"},
+    {OI: "TOOL", "tool.name": "f", "output.value": '[true, {"content": {"message": "m", "target": {"agent_name": "b"}}}]'},
+    {OI: "TOOL", "tool.name": "transfer_to_b_1"},
+    {"langgraph.command.goto_node": "b"},
+    {"cmb.event.type": "handoff", "cmb.inputs": '{"from_agent": "a", "to_agent": "b"}'},
+    {"ag2.span.type": "code_execution"},
+    {"ag2.span.type": "speaker_selection", "ag2.speaker_selection.selected": "b"},
+    {"ag2.span.type": "usage"},
+    {OI: "CHAIN"},
+    {},
+])  # fmt: skip
+
+
+@st.composite
+def plausible(draw: st.DrawFn) -> Span:
+    """A span such as frameworks make, among few enough that they meet."""
+    made = draw(one_span())
+    made.attributes, made.events, made.name, made.stamp = dict(draw(acts)), [], "x", Stamp(run_id="r1")
+    made.scope = Scope(draw(st.sampled_from(["s", "t"])))
+    return made
+
+
+any_span = st.one_of(plausible(), plausible(), one_span())
+
+
 def facts_of(spans: list[Span], record: str = "agents") -> list[Facts]:
     unique = {(span.span_id, span.start_ns): span for span in spans}
     return [read(span, id=f"{span.span_id}@{span.start_ns}", record=record) for span in unique.values()]
@@ -94,6 +147,19 @@ def shown(events: list[Event]) -> list[Any]:
         (replace(event, spans=[]), [id(span) for span in event.spans][:1], sorted(id(span) for span in event.spans))
         for event in events
     ]
+
+
+@settings(quick, max_examples=600)
+@given(structures)
+def test_any_structure_can_be_taken_for_messages_or_a_result(value: Any) -> None:
+    for form in (value, json.dumps(value), repr(value)):
+        for message in conversation(form) or ():
+            assert isinstance(message["role"], str)
+        content_of(form)
+        exit_code_of(form)
+        error_result(form)
+    if isinstance(value, dict):
+        flattened({f"llm.input_messages.0.message.{key}": one for key, one in value.items()}, "llm.input_messages.")
 
 
 @quick
@@ -114,7 +180,7 @@ def test_any_attributes_can_be_read(span: Span) -> None:
 
 
 @quick
-@given(st.lists(one_span(), max_size=8), st.sampled_from(["agents", "all"]), st.randoms(use_true_random=False))
+@given(st.lists(any_span, max_size=8), st.sampled_from(["agents", "all"]), st.randoms(use_true_random=False))
 def test_order_of_arrival_does_not_matter_and_no_span_is_lost(
     spans: list[Span], record: str, chance: random.Random
 ) -> None:
@@ -139,7 +205,7 @@ def test_order_of_arrival_does_not_matter_and_no_span_is_lost(
 
 
 @quick
-@given(st.lists(one_span(), max_size=7))
+@given(st.lists(any_span, max_size=7))
 def test_an_event_once_told_stays_or_is_taken(spans: list[Span]) -> None:
     """With each span that comes, an id persists or its span is among those of the event that took it."""
     facts = facts_of(spans)
@@ -154,7 +220,7 @@ def test_an_event_once_told_stays_or_is_taken(spans: list[Span]) -> None:
 
 
 @quick
-@given(st.lists(one_span(), max_size=5))
+@given(st.lists(any_span, max_size=5))
 def test_facts_are_not_changed(spans: list[Span]) -> None:
     """Assembling the same facts twice gives the same events: nothing of one call is left in them but a memory."""
     facts = facts_of(spans)

@@ -23,7 +23,7 @@ from otel_cmb.otlp import spans_from_json
 CORPUS = Path(__file__).parent / "corpus"
 TRUTH: dict[str, dict[str, Any]] = json.loads((CORPUS / "truth.json").read_text())
 MORE: dict[str, dict[str, Any]] = json.loads((CORPUS / "more" / "truth.json").read_text())
-"""Captures recorded for this project with the same method: other frameworks, other instrumentations of the same ones."""
+"""Captures recorded for this project with the same method: other frameworks, other instrumentations."""
 TRUTH |= {f"more/{capture}": truth for capture, truth in MORE.items()}
 RUN = "run-1"
 

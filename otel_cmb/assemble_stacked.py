@@ -1,0 +1,118 @@
+"""Duplicates of stacked instrumentations whose spans are not nested: two trees, side by side, of the same acts.
+
+Callback handlers (OpenInference and Traceloop under LangChain) each hang their spans on their own parents. What tells
+that two spans are one act: different scopes, the same kind and name (or, of model calls, the same tokens), the same
+time.
+"""
+
+from __future__ import annotations
+
+from otel_cmb.assemble_payload import payload_of
+from otel_cmb.assemble_tree import Node, all_members, sort_key, take
+from otel_cmb.mapper_results import canonical
+from otel_cmb.vocabulary.base import AGENT, CODE, LLM, TOOL
+
+__all__ = ["unstack"]
+
+NEAR_NS = 20_000_000
+"""How far apart two ends of one act may be told: instrumentations do their own work in between."""
+LOOK_BACK = 16
+
+
+def unstack(heads: list[Node]) -> list[Node]:
+    """Puts duplicates of parallel trees together; the earliest span survives. Returns the survivors, parents first."""
+    scopes = {node.facts.span.scope.name for node in heads}
+    if len(scopes) < 2:
+        return heads
+    groups: dict[tuple[object, ...], list[Node]] = {}
+    for node in heads:
+        key = _identity(node)
+        if key is not None:
+            groups.setdefault(key, []).append(node)
+    taken = False
+    for group in groups.values():
+        if len(group) > 1 and len({node.facts.span.scope.name for node in group}) > 1:
+            taken |= _pair(sorted(group, key=sort_key))
+    return _ordered(heads) if taken else heads
+
+
+def _identity(node: Node) -> tuple[object, ...] | None:
+    facts = node.best
+    if facts.explicit and facts.found.get("event_subtype") == "message":
+        return None
+    if node.kind == AGENT:
+        return (node.run, AGENT, facts.agent) if facts.agent is not None else None
+    if node.kind in (TOOL, CODE):
+        return (node.run, node.kind, canonical(facts.tool)) if facts.tool is not None else None
+    if node.kind == LLM:
+        tokens = payload_of(facts, LLM).tokens
+        asked, answered = tokens.get("prompt_tokens"), tokens.get("completion_tokens")
+        return (node.run, LLM, asked, answered) if asked is not None or answered is not None else None
+    return None
+
+
+def _pair(group: list[Node]) -> bool:
+    """Each node joins the latest earlier one of another scope that it can be one act with; that one is then taken."""
+    free: list[Node] = []
+    taken = False
+    for node in group:
+        partner = next((other for other in reversed(free[-LOOK_BACK:]) if _one_act(other, node)), None)
+        above = None if partner is None else _is_above(node, partner)
+        if partner is None or above is None:
+            free.append(node)
+            continue
+        free.remove(partner)
+        if above:
+            _join(node, partner)
+        else:
+            _join(partner, node)
+        taken = True
+    return taken
+
+
+def _one_act(a: Node, b: Node) -> bool:
+    one, other = a.facts.span, b.facts.span
+    if one.scope.name == other.scope.name:
+        return False
+    ids = a.best.found.get("tool_call_id"), b.best.found.get("tool_call_id")
+    if None not in ids and ids[0] != ids[1]:
+        return False
+    if one.end_ns is None or other.end_ns is None:
+        return abs(one.start_ns - other.start_ns) <= NEAR_NS
+    if min(one.end_ns, other.end_ns) < max(one.start_ns, other.start_ns):
+        return False
+    longest = max(one.end_ns - one.start_ns, other.end_ns - other.start_ns)
+    return abs(one.start_ns - other.start_ns) + abs(one.end_ns - other.end_ns) <= max(NEAR_NS, longest // 4)
+
+
+def _is_above(node: Node, other: Node) -> bool | None:
+    """Whether `other` is inside `node`; `None` where that is deeper than is looked: then nothing is put together."""
+    walk = other.up
+    for _ in range(64):
+        if walk is None:
+            return False
+        if walk is node:
+            return True
+        walk = walk.up
+    return None
+
+
+def _join(survivor: Node, gone: Node) -> None:
+    take(survivor, gone)
+    survivor.members = all_members(survivor)
+    for kid in gone.kids:
+        if kid is not survivor:
+            kid.up = survivor
+            survivor.kids.append(kid)
+    if gone.up is not None:
+        gone.up.kids = [kid for kid in gone.up.kids if kid is not gone]
+    survivor.kids = sorted((kid for kid in survivor.kids if kid is not gone), key=sort_key)
+
+
+def _ordered(heads: list[Node]) -> list[Node]:
+    found = [node for node in heads if node.into is None and node.up is None]
+    done = 0
+    while done < len(found):
+        found.extend(kid for kid in found[done].kids if kid.into is None)
+        done += 1
+    return found
