@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -285,3 +286,11 @@ def test_a_skeleton_keeps_what_neighbours_need() -> None:
     assert (again.span.span_id, again.span.parent_span_id, again.span.end_ns) == (f"{7:016x}", f"{3:016x}", None)
     assert named(again.span).parent_event_id == "p"
     assert not is_event(again)
+
+
+def test_the_page_names_every_vocabulary_in_its_order() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "vocabularies.md").read_text()
+    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| `")]
+    assert [(name.strip(" `"), version.strip()) for name, version in rows] == [
+        (vocabulary.name, vocabulary.version) for vocabulary in VOCABULARIES
+    ]
