@@ -206,7 +206,7 @@ def test_times_and_sums_are_told_shortly() -> None:
     assert [span(ms) for ms in (None, 0, 999, 6400, 125_000, 11_220_000)] == [
         "", "0 ms", "999 ms", "6.4 s", "2 m 05 s", "3 h 07 m",
     ]
-    assert [money(cost) for cost in (None, 0, 0.00231, 12.5)] == ["", "", "$0.0023", "$12.50"]
+    assert [money(cost) for cost in (None, 0, 1e-6, 0.00231, 12.5)] == ["", "", "<$0.0001", "$0.0023", "$12.50"]
 
 
 def test_a_time_is_given_as_people_say_it(otel_cmb: Command, engine: sa.Engine) -> None:

@@ -98,6 +98,8 @@ def count(number: float | None) -> str:
 def money(dollars: float | None) -> str:
     if not dollars:
         return ""
+    if 0 < dollars < 0.0001:
+        return "<$0.0001"
     return f"${dollars:.2f}" if dollars >= 1 else f"${dollars:.4f}"
 
 
@@ -157,11 +159,12 @@ def status_style(status: str | None) -> str:
 
 
 class Axis:
-    """Places times on `width` cells. A running event reaches to `now`."""
+    """Places times on `width` cells. In a run that goes on a running event reaches to `now`."""
 
     def __init__(self, run: Run, lines: list[Line], width: int, now: datetime) -> None:
-        starts = [item.started_at for item in (run, *lines) if item.started_at]
-        ends = [item.completed_at for item in (run, *lines) if item.completed_at]
+        # From the first event to the last: a program may be long about its start.
+        starts = [line.started_at for line in lines if line.started_at]
+        ends = [line.completed_at for line in lines if line.completed_at]
         if not run.ended and any(line.status == "running" for line in lines):
             ends.append(now)
         self.width, self.now = width, now
@@ -183,7 +186,7 @@ def draw(
     run: Run, nodes: list[Node], lines: list[Line], width: int, *, glyphs: Glyphs, now: datetime,
 ) -> Iterator[Text]:
     """One `Text` per line, none wider than `width`: tree, bar, duration, tokens, cost. Failures bring their message."""
-    figures = 9 + 7 + (8 if width >= 100 else 0)
+    figures = 9 + 7 + (9 if width >= 100 else 0)
     bars = max(10, min(100, (width - figures) // (2 if width >= 160 else 3)))
     names = width - figures - bars - 1
     axis = Axis(run, lines, bars, now)
@@ -196,7 +199,7 @@ def draw(
             continue
         text = Text(row.guides, "bright_black", no_wrap=True)
         _name(text, line, glyphs)
-        text.truncate(names, overflow="crop", pad=True)
+        text.truncate(names, overflow="ellipsis" if glyphs.dots == "…" else "crop", pad=True)
         first, cells = axis.place(line)
         style = "red" if line.status == "failed" else style_of(line)
         text.append(" " + " " * first)
@@ -205,7 +208,7 @@ def draw(
         text.append(f"{span(line.duration_ms) if line.status != 'running' else glyphs.dots:>9}")
         text.append(f"{count(line.tokens):>7}", "bright_black")
         if width >= 100:
-            text.append(f"{money(line.cost_usd):>8}", "bright_black")
+            text.append(f"{money(line.cost_usd):>9}", "bright_black")
         text.rstrip()
         yield text
         if line.status == "failed" and line.error_message:

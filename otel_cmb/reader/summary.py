@@ -18,16 +18,16 @@ __all__ = ["Summary", "sums_of"]
 
 T = TypeVar("T")
 
-TITLES: dict[str, tuple[str, ...]] = {
-    "tool_call": ("tool_name",),
-    "code_exec": ("code",),
-    "file_gen": ("file_path",),
-    "handoff": ("from_agent", "to_agent"),
-    "approval_requested": ("prompt",),
-    "message": ("sender", "recipient"),
-    "agent_call": ("message",),
+TITLES: dict[str, tuple[tuple[str, str], ...]] = {
+    "tool_call": (("", "tool_name"),),
+    "code_exec": (("", "code"),),
+    "file_gen": (("", "file_path"),),
+    "handoff": (("", "from_agent"), (" → ", "to_agent")),
+    "approval_requested": (("", "prompt"),),
+    "message": (("", "sender"), (" → ", "recipient"), (": ", "content")),
+    "agent_call": (("", "message"),),
 }
-"""By event type (or the subtype `message`): which keys of `inputs` say what was done. Two are joined by an arrow."""
+"""By event type (or the subtype `message`): which keys of `inputs` say what was done, and what stands before each."""
 
 PLAIN = (
     "id", "parent_event_id", "node_id", "step_id", "event_type", "event_subtype", "agent_name", "started_at",
@@ -83,10 +83,11 @@ class Summary:
         kind = case((subtype == "message", literal("message")), else_=self._events.c.event_type)
         choices = []
         for name, keys in TITLES.items():
-            first, *others = [self._schema.json_text(EVENTS, "inputs", key) for key in keys]
-            text: ColumnElement[Any] = cast(first, Text)
-            for other in others:
-                text = func.coalesce(text, "?") + literal(" → ") + func.coalesce(cast(other, Text), "?")
+            found = [cast(self._schema.json_text(EVENTS, "inputs", key), Text) for _, key in keys]
+            text: ColumnElement[Any] = found[0]
+            for (before, _), part in zip(keys[1:], found[1:], strict=True):
+                short = func.substr(part, 1, TITLE_CHARS)
+                text = func.coalesce(text, "?") + literal(before) + func.coalesce(short, "?")
             choices.append((kind == name, text))
         return case(*choices, else_=cast(self._schema.json_text(EVENTS, "meta", "otel", "name"), Text))
 
@@ -222,9 +223,11 @@ def _with_facts(row: dict[str, Any]) -> dict[str, Any]:
     if keys is None:
         title = as_text(_object(meta.get("otel")).get("name"))
     elif len(keys) == 1:
-        title = as_text(inputs.get(keys[0]))
+        title = as_text(inputs.get(keys[0][1]))
     else:
-        title = " → ".join(as_text(inputs.get(key)) or "?" for key in keys)
+        parts = (as_text(inputs.get(key)) for _, key in keys)
+        title = "".join(before + ("?" if part is None else part[:TITLE_CHARS])
+                        for (before, _), part in zip(keys, parts, strict=True))
     return {**row, "title": title, MODEL: as_text(meta.get(MODEL)), TOKENS: as_number(meta.get(TOKENS)),
             COST: as_number(meta.get(COST))}
 

@@ -34,6 +34,7 @@ export function count(number) {
 
 export function money(dollars) {
   if (!dollars) return "";
+  if (dollars > 0 && dollars < 0.0001) return "<$0.0001";
   return dollars >= 1 ? "$" + dollars.toFixed(2) : "$" + dollars.toFixed(4);
 }
 

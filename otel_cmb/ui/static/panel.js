@@ -87,10 +87,8 @@ export function panelView({ event, spans = [], parent, children }, { href, nodeH
   const restMeta = left(event.meta, used.meta);
   const text = (key) => (spans.length && typeof spans[0][key] === "string" ? spans[0][key] : typeof otel[key] === "string" ? otel[key] : null);
   const trace = text("trace_id"), spanId = text("span_id");
-  const above = parent ? { id: parent.id, text: KINDS[parent.event_type] + " " + (parent.agent_name || parent.title || "") }
-    : model.byId.has(event.parent_event_id) ? told2(model.byId.get(event.parent_event_id)) : null;
-  const below = children.length ? children.map((child) => ({ id: child.id, text: [KINDS[child.event_subtype === "message" ? "message" : child.event_type] || child.event_type, child.agent_name, child.title || child.model].filter(Boolean).join(" "), bad: child.status === "failed" }))
-    : (model.children.get(event.id) || []).map(told2);
+  const above = parent ? lineLink(fromRow(parent)) : model.byId.has(event.parent_event_id) ? lineLink(model.byId.get(event.parent_event_id)) : null;
+  const below = (children.length ? children.map(fromRow) : model.children.get(event.id) || []).map(lineLink);
 
   return h("article", { class: "event", "aria-label": "Event" },
     h("header", { class: kindClass(kind) },
@@ -126,9 +124,15 @@ export function panelView({ event, spans = [], parent, children }, { href, nodeH
     folded("Row as stored", () => jsonTree(event)));
 }
 
-function told2(event) {
+// A line as the API gives it, with the page's names.
+function fromRow(line) {
+  return { id: line.id, type: line.event_type, subtype: line.event_subtype, agent: line.agent_name, title: line.title, model: line.model, status: line.status };
+}
+
+function lineLink(event) {
   const kind = kindOf(event);
-  return { id: event.id, text: [KINDS[kind] || kind, event.agent, event.title || event.model].filter(Boolean).join(" ") || shortId(event.id), bad: event.status === "failed" };
+  const who = kind === "message" || kind === "handoff" ? null : event.agent;
+  return { id: event.id, text: [KINDS[kind] || kind, who, event.title || event.model].filter(Boolean).join(" ") || shortId(event.id), bad: event.status === "failed" };
 }
 
 function number(value) {

@@ -118,8 +118,10 @@ export class Waterfall {
     bar.style.left = Math.max(0, left) + "%";
     bar.style.width = Math.min(100, left + width) - Math.max(0, left) + "%";
     took.textContent = running ? "…" : span(event.duration ?? end - event.start);
-    // The duration stands behind its bar, or before it where there is no room.
-    if (left + width > 82) { took.style.left = "auto"; took.style.right = Math.max(0, 100 - left) + "%"; }
+    // The duration stands behind its bar, before it where there is no room, or in it where there is none there either.
+    const inside = left + width > 82 && left < 18;
+    took.classList.toggle("in", inside);
+    if (left + width > 82) { took.style.left = "auto"; took.style.right = Math.max(0, 100 - (inside ? Math.min(100, left + width) : left)) + "%"; }
     else { took.style.right = "auto"; took.style.left = Math.max(0, left + width) + "%"; }
     took.hidden = bar.hidden;
   }
