@@ -231,14 +231,16 @@ class Store:
         self._run_rows = {place.run.id: place.run for place in places.values()}
         changes, touched = [], set(runs)
         for trace in self._traces(connection, by_trace):
-            changes.append(self._admit(trace, by_trace[trace.trace_id], places))
+            changes.append(self._admit(connection, trace, by_trace[trace.trace_id], places))
             touched.update(event.run_id for event in changes[-1].before.values() if event.run_id)
         missing = touched - set(self._run_rows)
         if missing:
             self._run_rows.update(self._workflow.find_runs(connection, missing))
         return changes, touched - runs
 
-    def _admit(self, trace: Trace, items: Sequence[Item], places: dict[int, _Place]) -> _Change:
+    def _admit(
+        self, connection: Connection, trace: Trace, items: Sequence[Item], places: dict[int, _Place]
+    ) -> _Change:
         """Take the spans into their trace, run pass 2 over it, and say what became of each."""
         settings = self._settings
         before = trace.events
@@ -260,6 +262,9 @@ class Store:
                 admitted.append((item, admission.verdict, admission.id))
         for item in items:
             if item.content is not None:  # after the spans: the one it belongs to may be in this very batch
+                if self._foreign(connection, trace, item.content):
+                    item.outcome = Outcome(REFUSED, SESSION_MISMATCH, "its span belongs to another session than the token")
+                    continue
                 joined = trace.join(
                     item.content, code_tools=settings.code_tools, record=settings.record, capture=settings.capture)
                 item.outcome = Outcome(COMMITTED) if joined else Outcome(PARKED, NO_SPAN, "its span has not come yet")
@@ -276,6 +281,15 @@ class Store:
                 item.outcome = Outcome(IGNORED)
             del verdict
         return _Change(trace, before, after)
+
+    def _foreign(self, connection: Connection, trace: Trace, content: Span) -> bool:
+        """Whether content came with a token bound to a session, for a span of another one."""
+        bound = content.stamp.bound_session_id
+        if bound is None:
+            return False
+        spans = [trace.facts[id_].span for id_ in trace.by_span.get(content.span_id, ())]
+        found = self._workflow.find_runs(connection, {span.stamp.run_id for span in spans if span.stamp.run_id})
+        return any(run.session_id != bound for run in found.values())
 
     # -- which run -----------------------------------------------------------------------------------------------------
 
@@ -349,7 +363,7 @@ class Store:
             session = item.span.stamp.bound_session_id or stamp.session_id
             meta = {"automatic": True} if own else None
             return self._workflow.create_run(
-                connection, stamp.run_id, session=session, started_ns=item.span.start_ns, meta=meta)
+                connection, stamp.run_id, session=session, started_ns=item.span.start_ns, meta=meta, exact_session=True)
         item.outcome = Outcome(PARKED, RUN_NOT_FOUND, missing_run(stamp.run_id, self._settings), stamp.run_id)
         return None
 

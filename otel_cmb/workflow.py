@@ -127,19 +127,20 @@ class Workflow:
             return f"(CASE WHEN {column} ~ '^\\s*[{{]' THEN {column}::json END) ->> '{key}'"
         return f"{column} ->> '{key}'"
 
-    def session_id(self, connection: Connection, wanted: str | None) -> str:
-        """An existing session by id or by name; one of that name is made otherwise."""
+    def session_id(self, connection: Connection, wanted: str | None, *, exact: bool = False) -> str:
+        """An existing session by id or by name; one of that name is made otherwise. With `exact`, `wanted` is an id (a
+        token's, or a span's, which are checked against the run's): one with that id is found or made."""
         name = wanted or DEFAULT_SESSION
         table = self.table("sessions")
         row = connection.exec_driver_sql(f"SELECT id FROM {table} WHERE id = {self._mark}", (name,)).fetchone()
-        if row is None:
+        if row is None and not (exact and wanted):
             order = " ORDER BY created_at" if self._has("sessions", "created_at") else ""
             row = connection.exec_driver_sql(
                 f"SELECT id FROM {table} WHERE name = {self._mark}{order} LIMIT 1", (name,)).fetchone()
         if row is not None:
             return str(row[0])
         # One id per name: two processes that make it at the same time make the same row.
-        identifier = str(uuid.uuid5(uuid.NAMESPACE_URL, f"otel-cmb:session:{name}"))
+        identifier = name if exact and wanted else str(uuid.uuid5(uuid.NAMESPACE_URL, f"otel-cmb:session:{name}"))
         now = clock.now_ns()
         self.insert(connection, "sessions", {
             "id": identifier, "name": name, "status": "active", "created_at": now, "last_active_at": now,
@@ -150,9 +151,10 @@ class Workflow:
     def create_run(
         self, connection: Connection, run_id: str, *, session: str | None, started_ns: int, mode: str = "one_shot",
         agent: str = "unknown", model: str = "unknown", task: str | None = None, meta: Mapping[str, Any] | None = None,
+        exact_session: bool = False,
     ) -> RunRow:
-        """Make the run unless it is there. `started_at` is always set."""
-        session_id = self.session_id(connection, session)
+        """Make the run unless it is there. `started_at` is always set. `session`: see :meth:`session_id`."""
+        session_id = self.session_id(connection, session, exact=exact_session)
         self.insert(connection, "workflow_runs", {
             "id": run_id, "session_id": session_id, "mode": mode or "one_shot", "agent": agent or "unknown",
             "model": model or "unknown", "status": "executing", "started_at": started_ns, "task_description": task,

@@ -210,6 +210,34 @@ def test_a_token_bound_to_a_session_cannot_write_into_another(serving: Any, data
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED  # type: ignore[attr-defined]
 
 
+def test_content_of_logs_does_not_reach_the_spans_of_another_session(
+    serving: Any, database: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tokens").write_text("first-token session-1\nother-token session-2\n")
+    record = {
+        "traceId": f"{1:032x}",
+        "spanId": f"{1:016x}",
+        "timeUnixNano": "5",
+        "eventName": "gen_ai.user.message",
+        "body": otlp.json_value({"content": "SMUGGLED"}),
+    }
+    logs = {"resourceLogs": [{"scopeLogs": [{"logRecords": [record]}]}]}
+    with serving(token_file=str(tmp_path / "tokens")) as server:
+
+        def post(token: str) -> None:
+            headers = {"authorization": f"Bearer {token}"}
+            assert requests.post(f"{server.http}/v1/logs", json=logs, headers=headers, timeout=10).status_code == 200
+            server.pipeline.flush(10)
+
+        post("other-token")  # before its span, and after it
+        send(server, agent(1, attributes={"gen_ai.operation.name": "chat"}), authorization="Bearer first-token")
+        server.pipeline.flush(10)
+        post("other-token")
+        assert "SMUGGLED" not in str(rows(database, "SELECT inputs, meta FROM execution_events"))
+        post("first-token")
+        assert "SMUGGLED" in str(rows(database, "SELECT inputs FROM execution_events"))
+
+
 def test_concurrent_requests_share_transactions_and_lose_nothing(serving: Any, database: Path) -> None:
     with serving() as server:
 
