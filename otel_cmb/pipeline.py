@@ -160,6 +160,7 @@ class Pipeline:
         self._left: dict[str, dict[str, int]] = {}
         self._stepping = False
         self._begun = False
+        self._given_back = threading.Event()
         self._shutdown_lock = threading.RLock()
         self._last_error: BaseException | None = None
         self._journal: Journal | None = None
@@ -279,7 +280,9 @@ class Pipeline:
         :class:`JournalError`."""
         bodies = []
         for record in records:
-            carrier = self._prepared(Span(record.trace_id, record.span_id, "", 0, attributes=dict(record.attributes)))
+            carrier = Span(record.trace_id, record.span_id, "", 0, attributes=dict(record.attributes))
+            carrier.stamp.bound_session_id = record.bound_session_id
+            carrier = self._prepared(carrier)
             bodies.append(CONTENT + rebuild.encode(carrier))
         if bodies:
             self._append(bodies)
@@ -391,9 +394,10 @@ class Pipeline:
             if self._closed or (self._journal is None and self._standby is None):
                 if (thread := self._thread) is not None and thread is not threading.current_thread():
                     if not self._closed:  # a writer that only looked after the journals of others
+                        self._given_back.clear()
                         self._closed = self._stopping = True
                         self._wake.put(None)
-                    thread.join(limit)  # it gives everything back when the database has answered
+                    self._given_back.wait(limit)  # that is when the database has answered
                 return self._journal is None and self._standby is None
             deadline = clock.monotonic() + limit
             self._next_adoption = 0.0  # what forked children left
@@ -403,11 +407,13 @@ class Pipeline:
                 self.accept_command({"do": "run_end", "id": self.automatic_run_id, "status": "completed",
                                      "at": clock.now_ns()})
                 complete = self.flush(max(0.0, deadline - clock.monotonic())) and complete
+            self._given_back.clear()
             self._closed = self._stopping = True
             self._wake.put(None)
             thread = self._thread
             if thread is not None and thread is not threading.current_thread():
-                thread.join(max(0.1, deadline - clock.monotonic()))
+                # not for the thread's end: spans of other threads may make it begin anew at once
+                self._given_back.wait(max(0.1, deadline - clock.monotonic()))
             if thread is None or thread is threading.current_thread():
                 self._close()
             stats = self.stats()
@@ -551,6 +557,8 @@ class Pipeline:
                 _log.exception("otel-cmb: the writer met an error of its own; the spans stay in the journal")
 
     def _pause(self) -> float:
+        if self._urgent:
+            return 0.001
         if self._retry_at:
             return max(0.01, min(self._retry_at - clock.monotonic(), self.settings.retry_max))
         if self.live:
@@ -655,12 +663,16 @@ class Pipeline:
         return True
 
     def _drain(self, journal: Journal | Standby) -> bool:
-        """Write the journal's log to its end; False when the database cannot take it now."""
-        done = False
+        """Write the journal's log to what is its end now; False when the database cannot take it. A program that ends
+        spans all the time must not keep starts, parked spans and a shutdown waiting."""
+        done, end = False, journal.last_seq
         try:
             while records := journal.read(self.settings.batch_size):
                 if not self._write_records(journal, records):
                     return False
+                if not journal.adopted and records[-1].seq >= end:
+                    self._urgent = self._urgent or journal.last_seq > records[-1].seq
+                    break
             done = True
         finally:
             if not done:  # also after an error: what was read and not noted must be read again
@@ -1023,6 +1035,7 @@ class Pipeline:
             self._store = None
         self._done_seq = self._moved_seq = 0
         self._opened.clear()
+        self._given_back.set()
 
     def _give_up(self, standby: Standby, journal: Journal | None) -> int:
         """What is in memory at the end goes to the journal after all, or is lost: how many spans."""
