@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import http.client
 import json
 import socket
 import threading
@@ -468,6 +469,32 @@ def test_many_slow_clients_leave_room_for_the_quick() -> None:
         for connection in slow:
             connection.close()
         assert len(server.pipeline.spans) == 2
+
+
+def test_connections_that_send_no_request_or_half_a_head_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("otel_cmb.receiver.http_door.HEADER_SECONDS", 0.4)
+    with running() as server:
+        host, port = server.http.removeprefix("http://").split(":")
+        silent, half, after = (socket.create_connection((host, int(port))) for _ in range(3))
+        half.sendall(b"POST /v1/tra")
+        after.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"ok\n"):
+            answer += after.recv(500)
+        after.sendall(b"GET /heal")  # the second request of a kept connection
+        kept = http.client.HTTPConnection(host, int(port), timeout=5)
+        kept.request("GET", "/healthz")
+        kept.getresponse().read()
+        for connection in (silent, half, after):
+            connection.settimeout(5)
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(100) == b""
+            connection.close()
+        time.sleep(0.6)
+        assert kept.sock is not None
+        kept.sock.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")  # one that is only idle is still there
+        assert b"200" in kept.sock.recv(500)
+        kept.close()
 
 
 def test_connections_beyond_the_limit_are_closed() -> None:

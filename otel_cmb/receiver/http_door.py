@@ -291,7 +291,10 @@ def _protocol(settings: ServeSettings) -> type[H11Protocol]:
         def data_received(self, data: bytes) -> None:
             if self._since is None and self._idle():
                 self._since = self.loop.time()
+            before = self.cycle
             super().data_received(data)
+            if self.cycle is not before:  # the head is complete; an idle connection is uvicorn's to close
+                self._since = None
 
         def connection_lost(self, exc: Exception | None) -> None:
             if self._watch is not None:
@@ -306,9 +309,7 @@ def _protocol(settings: ServeSettings) -> type[H11Protocol]:
             self._watch = self.loop.call_later(HEADER_SECONDS / 2, self._look)
 
         def _look(self) -> None:
-            if not self._idle():
-                self._since = None
-            elif self._since is not None and self.loop.time() - self._since > HEADER_SECONDS:
+            if self._since is not None and self._idle() and self.loop.time() - self._since > HEADER_SECONDS:
                 self.transport.abort()
                 return
             self._look_again()
