@@ -48,6 +48,7 @@ For programs that are started inside a run; each span may say otherwise by its a
 | `OTEL_CMB_NODE_ID` | the node, within the run |
 | `OTEL_CMB_STEP_ID` | the step, within the run |
 | `OTEL_CMB_DISABLED_INSTRUMENTATIONS` | frameworks not to instrument, separated by commas; `*` for all. Also `otel-cmb run --no-instrument` |
+| `OTEL_CMB_ALLOW_PURGE` | `1`: `POST /api/purge` of `otel-cmb serve` deletes every trace, for callers on this machine. For Jaeger's own storage suite only |
 | `OTEL_CMB_VERBOSE` | `1`: the program says on stderr what is instrumented by what. Also `otel-cmb run --verbose` |
 
 Standard variables that count too: `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` and their relatives (the same spans
