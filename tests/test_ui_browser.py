@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -295,6 +298,46 @@ def test_a_run_that_is_killed_under_the_viewers_eyes_is_seen_to_be_dead(
     assert "failed" in browser.text(".runhead .pill")
     assert not browser.all(".pill.going")
     assert "process ended before the span did" in titles(browser)[0]
+
+
+PROGRAM = """
+import os, sys, time
+import otel_cmb
+with otel_cmb.agent_call("planner", message="go on") as call:
+    open(sys.argv[1], "w").write(str(os.getpid()))
+    for n in range(600):
+        with otel_cmb.tool_call(f"look {n}", arguments={"n": n}) as tool:
+            tool.set_result("seen")
+        time.sleep(0.1)
+"""
+
+
+def test_a_real_program_is_watched_while_it_runs_and_when_it_is_killed(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    database = f"sqlite:///{tmp_path}/otel_cmb.db"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "otel_cmb.cli", "run", "--database-url", database, "--task", "watched", "--",
+         sys.executable, "program.py", "pid"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), seconds=30)
+        browser.screen()
+        with serving(create_app(lambda: open_reader(database))) as base:
+            browser.open(base + "/")
+            assert "watched" in browser.text(".runs tbody tr")
+            browser.one(".runs a").click()
+            until(lambda: len(browser.all(".row")) > 3)
+            assert titles(browser)[0].startswith("agent, planner, go on, running")
+            seen = len(browser.all(".row"))
+            until(lambda: len(browser.all(".row")) >= seen + 5, seconds=4, what="growth")
+            os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+            until(lambda: "failed" in browser.text(".runhead .pill"), seconds=10, what="the death of the run")
+            until(lambda: "failed" in titles(browser)[0], seconds=10, what="the death of the call")
+            browser.page.get("about:blank")
+    finally:
+        process.kill()
+        process.wait()
+    assert browser.complaints() == []
 
 
 def test_a_run_that_fell_silent_says_since_when(base: str, engine: sa.Engine, browser: Browser) -> None:
