@@ -184,7 +184,7 @@ def code_before(node: Node) -> tuple[str, str | None] | None:
             if code is not None:
                 return code
     walk: Node | None = node
-    for _ in range(2):
+    for _ in range(5):
         if walk is None:
             break
         other, looked = walk.before, 0

@@ -86,6 +86,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str | None, str | None]] 
     ("smolagents", {OI: "CHAIN", "input.value": STEP, "output.value": "67.4"}, {}, "info", None),
     ("crewai", {OI: "AGENT", "graph.node.id": "p", "input.value": "x"}, {}, "agent_call", "p"),
     ("crewai", {}, {"name": "c.kickoff", "scope": "openinference.instrumentation.crewai"}, "info", None),
+    ("crewai", {"gen_ai.operation.name": "invoke_agent"}, {"name": "crewai.workflow", "scope": "opentelemetry.instrumentation.crewai.x"}, "info", None),
     ("llama_index", {OI: "LLM"}, {"name": "A._prepare_chat", "scope": "openinference.instrumentation.llama_index"}, "info", None),
     ("vercel_ai", {"ai.operationId": "ai.generateText"}, {}, "info", None),
     ("vercel_ai", {"ai.operationId": "ai.generateText.doGenerate"}, {}, "llm_call", None),

@@ -13,6 +13,7 @@ VOCABULARY = Vocabulary(
         "agent_name": ("tool.agent_role", "crewai.agent.role", "crewai.task.agent"),
         "task_name": ("crewai.task.name", "task_name"),
     },
+    overrides=((r"crewai\.workflow", CONTAINER), (r".+\.task", CONTAINER)),  # Traceloop calls them agents too
     names=((r".+\.kickoff(?:_async)?", CONTAINER),),
     scopes=("openinference.instrumentation.crewai", "opentelemetry.instrumentation.crewai"),
 )
