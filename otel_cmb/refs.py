@@ -21,7 +21,10 @@ from typing import Any
 
 import orjson
 
-__all__ = ["Places", "pack", "restore"]
+__all__ = ["FEW", "HELD", "MISSING", "Places", "pack", "restore"]
+
+MISSING = "…[missing: "
+"""How the text begins that stands for a value whose place is gone."""
 
 _MIN_TEXT = 24
 """A reference costs about as much as a text of this length."""
@@ -336,5 +339,5 @@ def _at(path: str, row: Mapping[str, Any], attributes: Mapping[str, Any]) -> Any
         for part in path.split("."):
             value = value[int(part)] if type(value) is list else value[part]
     except (LookupError, TypeError, ValueError):
-        return f"…[missing: {path} is no longer in the row]"
+        return f"{MISSING}{path} is no longer in the row]"
     return value

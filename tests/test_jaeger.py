@@ -125,6 +125,25 @@ def test_long_texts_are_looked_for_in_the_spans(sqlite_url: str, state_dir: Path
     query.close()
 
 
+def test_summaries_find_by_values_that_are_in_the_columns(database_url: str, state_dir: Path) -> None:
+    question = "what is the redshift of the galaxy behind the galaxy"
+    store_spans(database_url, state_dir, [
+        span(n, name="chat", attributes={
+            "gen_ai.operation.name": "chat", "gen_ai.prompt": f"{question} {n}", "gen_ai.completion": "large",
+            "gen_ai.request.model": "m", "exact": question,
+            "gen_ai.input.messages": json.dumps([{"role": "user", "content": "x" * 50_000}])})
+        for n in (1, 2)
+    ])
+    query = JaegerQuery(config.load({}, database_url=database_url))
+    for attributes, count in (
+        ({"gen_ai.prompt": f"{question} 1"}, 1), ({"exact": question}, 2), ({"gen_ai.request.model": "m"}, 2),
+        ({"gen_ai.prompt": question}, 0),
+    ):
+        wanted = TraceQuery(service="svc", attributes=attributes)
+        assert len(list(query.summaries(wanted))) == len(list(query.find(wanted))) == count
+    query.close()
+
+
 def test_parts_are_bounded_in_size_and_time() -> None:
     part = Part(T0, 1, "1" * 32, T0, T0)
     near, far = span(), span()

@@ -27,6 +27,7 @@ from otel_cmb.history import whole
 from otel_cmb.jaeger.genai import presented
 from otel_cmb.jaeger.match import KINDS, TraceQuery, kind_name, matches, tags_wanted
 from otel_cmb.jaeger.summary import Summary, dependencies_of, summarize
+from otel_cmb.refs import MISSING
 from otel_cmb.search_index import SERVICE, SPREAD_NS, forget_everywhere, service_of, tag
 
 __all__ = ["JaegerQuery"]
@@ -92,8 +93,10 @@ class JaegerQuery:
                 yield from reading.find(query)
 
     def summaries(self, query: TraceQuery) -> Iterator[Summary]:
-        """What a list of search results shows of each trace."""
-        return (summarize(spans) for spans in self.find(query))
+        """What a list of search results shows of each trace; prompts and answers are not even read for it."""
+        with self._reading() as reading:
+            if reading is not None:
+                yield from (summarize(spans) for spans in reading.find(query, light=True))
 
     def services(self) -> list[str]:
         """Names of the services that have spans here."""
@@ -207,11 +210,14 @@ class _Reading:
         text = "" if binding.dialect == SQLITE else "::text"
         self._names = [name for name in _COLUMNS if name in events.columns]
         self._select = ", ".join(f'"{name}"{text if name in json_columns else ""}' for name in self._names)
+        self._light_names = [name for name in self._names if name not in {"inputs", "outputs"}]
+        self._light_select = ", ".join(
+            f'"{name}"{text if name in json_columns else ""}' for name in self._light_names)
 
     # -- rows to spans -----------------------------------------------------------------------------------------------
 
-    def _row(self, values: Sequence[Any]) -> dict[str, Any]:
-        row = dict(zip(self._names, values, strict=True))
+    def _row(self, values: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
+        row = dict(zip(names, values, strict=True))
         for name in ("inputs", "outputs", "meta"):
             row[name] = _parsed(row.get(name))
         return row
@@ -237,16 +243,18 @@ class _Reading:
             found = self._bodies[key] = orjson.loads(values[0])
         return found
 
-    def traces(self, trace_ids: Sequence[str]) -> Iterator[list[Span]]:
+    def traces(self, trace_ids: Sequence[str], *, light: bool = False) -> Iterator[list[Span]]:
+        """The traces that exist. `light`: without what the columns `inputs` and `outputs` hold of them."""
+        names, select = (self._light_names, self._light_select) if light else (self._names, self._select)
         for start in range(0, len(trace_ids), _CHUNK):
             chunk = trace_ids[start : start + _CHUNK]
             where = " OR ".join([f"id BETWEEN {self._mark} AND {self._mark}"] * len(chunk))
             values = tuple(bound for trace_id in chunk for bound in trace_id_range(trace_id))
             found: dict[str, list[Span]] = {trace_id: [] for trace_id in chunk}
             for row in self._connection.exec_driver_sql(
-                f"SELECT {self._select} FROM {self._events} WHERE {where}", values
+                f"SELECT {select} FROM {self._events} WHERE {where}", values
             ):
-                for span in self._spans(self._row(row)):
+                for span in self._spans(self._row(row, names)):
                     if span.trace_id in found:
                         found[span.trace_id].append(span)
             for spans in found.values():
@@ -256,19 +264,28 @@ class _Reading:
 
     # -- search ------------------------------------------------------------------------------------------------------
 
-    def find(self, query: TraceQuery) -> Iterator[list[Span]]:
+    def find(self, query: TraceQuery, *, light: bool = False) -> Iterator[list[Span]]:
         deadline = time.monotonic() + _DEADLINE_S
         found = looked_at = 0
         for chunk in _chunks(self._candidates(query), query.limit):
-            for spans in self.traces(chunk):
+            for spans in self.traces(chunk, light=light):
                 looked_at += 1
-                if any(matches(span, query) for span in spans):
+                if any(matches(span, query) for span in spans) or (light and self._matches_whole(spans, query)):
                     yield spans
                     found += 1
                     if found >= query.limit:
                         return
             if looked_at - found >= _MAX_LOOKED_AT or time.monotonic() > deadline:
                 return
+
+    def _matches_whole(self, spans: list[Span], query: TraceQuery) -> bool:
+        """Whether a trace that was read without its content matches with it: only where a value asked for is there."""
+        if not any(
+            str(held.get(key, "")).startswith(MISSING) for key in query.attributes for span in spans
+            for held in (span.attributes, *(event.attributes for event in span.events))
+        ):
+            return False
+        return any(matches(span, query) for whole_trace in self.traces([spans[0].trace_id]) for span in whole_trace)
 
     def _candidates(self, query: TraceQuery) -> Iterator[str]:
         """Ids of traces that may match, newest first, each once."""
@@ -346,7 +363,7 @@ class _Reading:
         for row in self._connection.exec_driver_sql(
             sql, tuple(values), execution_options={"stream_results": True, "max_row_buffer": 200}
         ):
-            yield self._row(row)
+            yield self._row(row, self._names)
             if time.monotonic() > deadline:
                 return
 
