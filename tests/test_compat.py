@@ -10,6 +10,10 @@ import uuid
 
 import pytest
 import sqlalchemy as sa
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy.orm import Session
 from support import application_schema
 from support.application_schema import Shape
@@ -17,6 +21,9 @@ from support.application_schema import Shape
 from otel_cmb import pipeline
 from otel_cmb.compat.cmbagent import EventCaptureManager, get_event_captor, set_event_captor
 from otel_cmb.errors import ConfigurationError, RunNotFoundError
+from otel_cmb.event import event_id
+from otel_cmb.processor import CMBSpanProcessor
+from otel_cmb.setup import install_processor
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +74,8 @@ def test_a_whole_conversation_is_read_back_by_the_application(work, manager):
     manager.set_context(node_id="step_1", step_id=app.add_step(run_id, session_id))
     call = manager.capture_agent_call("engineer", "plot it", metadata={"model": "gpt-4.1", "sender": None})
     tool = manager.capture_tool_call("engineer", "search", {"q": "x"}, result={"hits": 0})
-    code = manager.capture_code_execution("executor", "1/0", result="boom\nZeroDivisionError", exit_code=1, duration_ms=40)
+    code = manager.capture_code_execution(
+        "executor", "1/0", result="boom\nZeroDivisionError", exit_code=1, duration_ms=40)
     good = manager.capture_code_execution("executor", "print(1)", result="1", exit_code=0)
     file = manager.capture_file_generation("executor", "plots/a.png", "plot", size_bytes=0)
     handoff = manager.capture_handoff("engineer", "planner", context={"why": 1}, reason="done")
@@ -109,8 +117,8 @@ def test_a_whole_conversation_is_read_back_by_the_application(work, manager):
     assert set(app.event_tree(call, session_id)) == set(rows)
     orders = [row["execution_order"] for row in events(app)]
     assert len(set(orders)) == len(orders)
-    assert [row["id"] for row in events(app)] == [call, tool, code, good, file, handoff, message, error] or (
-        events(app)[0]["id"] == call)
+    in_order = [row["id"] for row in events(app) if row["id"] != code]  # `code` began 40 ms before it was captured
+    assert in_order == [call, tool, good, file, handoff, message, error]
     summary = app.node_summary(node_id, run_id)
     assert (summary["total_events"], summary["tokens"], summary["cost_usd"], summary["failed"], summary["files"]) == (
         8, 42, 0.75, 2, 1)
@@ -181,6 +189,19 @@ def test_calls_nest_per_thread(work, manager):
     parents = {row["id"]: row["parent_event_id"] for row in events(app)}
     assert elsewhere[0] == []
     assert parents == {outer: None, inner: outer, elsewhere[1]: None, after: outer}
+
+
+def test_a_call_that_ended_by_an_exception_takes_no_later_events(work, manager):
+    app = work[0]
+    outer = manager.capture_agent_call("outer", "x")
+    lost = manager.capture_agent_call("inner", "raises, and nobody captures a response")
+    manager.capture_agent_response("outer", "z", outer)
+    assert manager.event_stack == []
+    later = manager.capture_tool_call("later", "t", {})
+    manager.close()
+    rows = {row["id"]: row for row in events(app)}
+    assert rows[later]["parent_event_id"] is None
+    assert (rows[lost]["status"], rows[lost]["parent_event_id"]) == ("failed", outer)
 
 
 def test_a_second_manager_may_bring_the_response(work, manager):
@@ -453,3 +474,21 @@ def test_eight_managers_on_one_run(work):
     assert len({row["execution_order"] for row in rows}) == 160
     calls = {row["id"] for row in rows if row["event_type"] == "agent_call"}
     assert {row["parent_event_id"] for row in rows if row["event_type"] == "tool_call"} == calls
+
+
+def test_beside_configure_the_same_spans_go_to_its_exporters(work, database_url, monkeypatch):
+    """Where a provider for the same database is installed, Jaeger shows what the rows say."""
+    app, session_id, run_id, _ = work
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    install_processor(provider, CMBSpanProcessor(database_url))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    with Session(app.engine) as db:
+        captor = EventCaptureManager(db, run_id, session_id)
+        tool = captor.capture_tool_call("a", "t", {})
+        captor.close()
+    (span,) = exporter.get_finished_spans()
+    assert event_id(f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}") == tool
+    assert [row["id"] for row in events(app)] == [tool]
+    provider.shutdown()

@@ -9,14 +9,14 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 from support import application_schema
 from support.application_schema import Shape
-from support.commands import otel_cmb
+from support.commands import installed_otel_cmb, otel_cmb
 
 from otel_cmb import migrations
 from otel_cmb.cli.db import db
 
 
 def test_init_makes_the_schema_once(database_url):
-    done = otel_cmb("db", "init", "--database-url", database_url)
+    done = installed_otel_cmb("db", "init", "--database-url", database_url)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"schema made, revision {migrations.HEAD}" in done.stdout
     done = otel_cmb("db", "init", "--database-url", database_url)

@@ -112,7 +112,8 @@ def _contained(method: F) -> F:
             _log.exception("otel-cmb: %s failed; the program goes on, this event is missing", method.__name__)
             return None
         finally:
-            self.total_capture_time_ms += (clock.monotonic() - started) * 1000
+            with self._lock:
+                self.total_capture_time_ms += (clock.monotonic() - started) * 1000
 
     contained.__name__, contained.__doc__ = method.__name__, method.__doc__
     return contained  # type: ignore[return-value] # the same parameters, an error fewer
@@ -145,8 +146,8 @@ class EventCaptureManager:
         self._stacks = threading.local()
         self._lock = threading.Lock()
         self._open: set[str] = set()
-        self._answered: set[str] = set()
-        """Calls on another thread's stack that have got their response here."""
+        self._stacked: set[str] = set()
+        """Calls of ours that are on some thread's stack."""
         self._emitting: set[asyncio.Task[Any]] = set()
         self._pipeline: Pipeline | None = None
         self._tracer: trace.Tracer = trace.NoOpTracer()
@@ -193,6 +194,7 @@ class EventCaptureManager:
         with _calls_lock:
             _calls[identifier] = (span, meta)
         self._open.add(identifier)
+        self._stacked.add(identifier)
         self.event_stack.append(identifier)
         return identifier
 
@@ -205,18 +207,19 @@ class EventCaptureManager:
             span, meta = _calls.pop(event_id, (None, {})) if event_id else (None, {})
         meta = {**meta, **_said(metadata)}
         outputs = {"response": response}
-        if span is None:
+        if span is None or event_id is None:
             if event_id:
                 _log.warning("otel-cmb: no call %s waits for a response; it becomes an event of its own", event_id)
                 meta["call_event_id"] = event_id
             span, _ = self._start(f"invoke_agent {agent_name}", "agent_call", agent_name, meta, outputs=outputs)
         else:
-            identifier = str(event_id)
-            self._open.discard(identifier)
-            if identifier in self.event_stack:
-                self.event_stack.remove(identifier)
-            else:
-                self._answered.add(identifier)
+            self._open.discard(event_id)
+            stack = self.event_stack
+            if event_id in stack:
+                # Calls above it in this thread ended by an exception, without a response: nothing belongs to them now.
+                at = stack.index(event_id)
+                self._stacked.difference_update(stack[at:])
+                del stack[at:]
             span.set_attributes({"cmb.outputs": to_json(outputs), **_meta(meta)})
         span.end()
 
@@ -352,8 +355,8 @@ class EventCaptureManager:
             attributes["cmb.outputs"] = to_json(outputs)
         context = None
         stack = self.event_stack
-        while stack and stack[-1] in self._answered:
-            self._answered.discard(stack.pop())
+        while stack and stack[-1] in self._stacked and stack[-1] not in _calls:  # answered on another thread
+            self._stacked.discard(stack.pop())
         parent = stack[-1] if stack else None
         if parent is not None:
             call = _calls.get(parent)
