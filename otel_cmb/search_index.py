@@ -17,8 +17,9 @@ import math
 import secrets
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
@@ -40,7 +41,7 @@ SPREAD_NS = 15 * 60 * 1_000_000_000
 MAX_TEXT = 256
 """Longer values (prompts, answers) are no facts to search for; a search for one looks at the spans themselves."""
 _PART_BYTES = 1200
-_OPEN_PARTS = 2000
+_OPEN_PARTS = 500
 _SEEN_NS = 3600 * 1_000_000_000
 _NAME = 255
 
@@ -90,11 +91,23 @@ def service_of(span: Span) -> str:
     return as_string(span.resource.attributes.get("service.name", ""))
 
 
+_tags: dict[tuple[str, str], bytes] = {}
+"""Most facts are those of the span before (models, agents, operations)."""
+
+
 def _add(found: set[bytes], attributes: dict[str, Any]) -> None:
     for key, value in attributes.items():
         text = value if type(value) is str else as_string(value)
-        if len(text) <= MAX_TEXT:
-            found.add(tag(key, text))
+        if len(text) > MAX_TEXT:
+            continue
+        made = _tags.get((key, text))
+        if made is None:
+            made = tag(key, text)
+            if len(text) <= 32:
+                if len(_tags) >= 8192:
+                    _tags.clear()
+                _tags[key, text] = made
+        found.add(made)
 
 
 def tags_of(span: Span, shared: dict[int, tuple[Any, frozenset[bytes]]] | None = None) -> set[bytes]:
@@ -105,9 +118,9 @@ def tags_of(span: Span, shared: dict[int, tuple[Any, frozenset[bytes]]] | None =
         _add(found, event.attributes)
     for link in span.links:
         _add(found, link.attributes)
-    found.add(tag(OPERATION, span.name[:_NAME]))
-    found.add(tag(SPAN_KIND, str(span.kind)))
-    found.add(tag(SPAN_STATUS, str(span.status_code)))
+    _add(found, {
+        OPERATION: span.name[:_NAME], SPAN_KIND: str(span.kind), SPAN_STATUS: str(span.status_code),
+    })
     for part in (span.resource, span.scope):
         known = None if shared is None else shared.get(id(part))
         if known is None:
@@ -142,19 +155,21 @@ class Part:
     shortest_ns: int = 2**63 - 1
     longest_ns: int = -1
     tags: bytes = b""
+    known: set[bytes] = field(default_factory=set)
 
     def takes(self, span: Span) -> bool:
         return len(self.tags) < _PART_BYTES and abs(span.start_ns - self.key_ns) <= SPREAD_NS
 
-    def add(self, span: Span, tags: Iterable[bytes]) -> None:
+    def add(self, span: Span, tags: AbstractSet[bytes]) -> None:
         self.first_ns = min(self.first_ns, span.start_ns)
         self.last_ns = max(self.last_ns, span.start_ns)
         if span.end_ns is not None:
             duration = max(span.end_ns - span.start_ns, 0)
             self.shortest_ns = min(self.shortest_ns, duration)
             self.longest_ns = max(self.longest_ns, duration)
-        # Found at any offset is found: the search does not look at offsets either.
-        self.tags += b"".join(sorted(item for item in tags if item not in self.tags))
+        new = tags - self.known
+        self.known |= new
+        self.tags += b"".join(sorted(new))
 
     def row(self) -> tuple[Any, ...]:
         return (self.key_ns, self.part, self.trace_id, self.first_ns, self.last_ns, self.shortest_ns, self.longest_ns,
