@@ -159,6 +159,7 @@ class Pipeline:
         self._moved_seq = 0
         self._left: dict[str, dict[str, int]] = {}
         self._stepping = False
+        self._forked = False
         self._begun = False
         self._given_back = threading.Event()
         self._shutdown_lock = threading.RLock()
@@ -391,6 +392,9 @@ class Pipeline:
         """
         with self._shutdown_lock:
             limit = self.settings.shutdown_timeout if timeout is None else timeout
+            if self._forked and self._journal is None and self._children_wrote():
+                self._forked = False
+                self._end_automatic_run()
             if self._closed or (self._journal is None and self._standby is None):
                 if (thread := self._thread) is not None and thread is not threading.current_thread():
                     if not self._closed:  # a writer that only looked after the journals of others
@@ -403,9 +407,7 @@ class Pipeline:
             self._next_adoption = 0.0  # what forked children left
             complete = self.flush(limit)
             if self._automatic_pid == os.getpid() and not self.per_trace_runs and (self._automatic_open or not complete):
-                self._automatic_open = False
-                self.accept_command({"do": "run_end", "id": self.automatic_run_id, "status": "completed",
-                                     "at": clock.now_ns()})
+                self._end_automatic_run()
                 complete = self.flush(max(0.0, deadline - clock.monotonic())) and complete
             self._given_back.clear()
             self._closed = self._stopping = True
@@ -422,6 +424,18 @@ class Pipeline:
         if stats.parked or stats.pending or stats.lost:
             _log.warning("otel-cmb: %s", stats.summary(safe_url(self.settings.database_url)))
         return complete
+
+    def _end_automatic_run(self) -> None:
+        self._automatic_open = False
+        self.accept_command({"do": "run_end", "id": self.automatic_run_id, "status": "completed", "at": clock.now_ns()})
+
+    def _children_wrote(self) -> bool:
+        """A server's workers share the run of the process that forked them, which may have had no span of its own."""
+        if self._automatic_pid != os.getpid() or self.per_trace_runs:
+            return False
+        with contextlib.suppress(ConfigurationError):
+            return os.path.isdir(state_directory(self.settings))
+        return False
 
     # -- the way in ----------------------------------------------------------------------------------------------------
 
@@ -1132,6 +1146,9 @@ class Pipeline:
 
     def release_after_fork(self) -> None:
         """After a fork, in the parent."""
+        self._forked = True
+        if self._automatic_pid == os.getpid():
+            _register_exit()
         held, self._held = self._held, []
         for lock in reversed(held):
             lock.release()

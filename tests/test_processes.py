@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import time
 from pathlib import Path
 
 import pytest
-from fault_support import check_orders, events, pipeline_of, query, start_program
+from fault_support import check_orders, events, pipeline_of, query, run_program, start_program, wait_for
 
 from otel_cmb.journal import journals
 from otel_cmb.pipeline import state_directory
@@ -67,3 +68,61 @@ def test_killed_at_random_moments(database_url: str, state_dir: Path, tmp_path: 
 @pytest.mark.parametrize("seed", range(2, 6))
 def test_killed_at_random_moments_long(database_url: str, state_dir: Path, tmp_path: Path, seed: int) -> None:
     _kill(database_url, state_dir, tmp_path, 60, seed)
+
+
+WAYS = (
+    "fork", "prefork", "process_fork", "process_spawn", "pool_fork", "pool_spawn", "at_exit", "daemon", "tasks", "raises",
+    "provider_ends",
+)
+LEFT_FOR_THE_NEXT = ("fork", "pool_fork", "pool_spawn", "at_exit", "daemon")
+"""Their last spans may end when nobody can write any more (`os._exit`, exit handlers, daemon threads)."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_however_a_process_begins_forks_and_ends(sqlite_url: str, state_dir: Path, tmp_path: Path, way: str) -> None:
+    _way(sqlite_url, state_dir, tmp_path, way)
+
+
+@pytest.mark.parametrize("way", ["fork", "daemon"])
+def test_forks_and_ends_on_postgresql(postgresql_url: str, state_dir: Path, tmp_path: Path, way: str) -> None:
+    _way(postgresql_url, state_dir, tmp_path, way)
+
+
+def _way(url: str, state_dir: Path, tmp_path: Path, way: str) -> None:
+    side = tmp_path / "ended"
+    run_program("ways", url, state_dir, side, way, timeout=60)
+    ended = side.read_text().split()
+    at_once = set(events(url))
+    with pipeline_of(url, state_dir) as pipeline:
+        assert pipeline.replay() == 0
+        directory = state_directory(pipeline.settings)
+    rows = events(url)
+    assert set(ended) <= set(rows)
+    assert len(rows) - len(set(ended)) <= (1 if way == "daemon" else 0)
+    assert {row["status"] for row in rows.values()} == {"completed"}
+    if way not in LEFT_FOR_THE_NEXT:
+        assert at_once == set(rows), "nothing was left for the next process"
+    assert journals(directory) == []
+    assert query(url, "SELECT id FROM workflow_runs WHERE completed_at IS NULL") == []
+    check_orders(url)
+
+
+def test_the_exit_waits_no_longer_than_it_may_when_the_database_is_away(sqlite_url: str, state_dir: Path, tmp_path: Path) -> None:
+    side = tmp_path / "ended"
+    run_program("ways", sqlite_url, state_dir, side, "raises")
+    other = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    program = start_program(
+        "ways", sqlite_url, state_dir, side, "raises", env={"OTEL_EXPORTER_CMB_SHUTDOWN_TIMEOUT": "1"})
+    wait_for(lambda: len(side.read_text().split()) == 6, 20)
+    started = time.monotonic()
+    _, err = program.communicate(timeout=30)
+    assert time.monotonic() - started < 4
+    assert program.returncode == 0
+    assert "3 still in the journal" in err
+    other.execute("ROLLBACK")
+    other.close()
+    with pipeline_of(sqlite_url, state_dir) as pipeline:
+        assert pipeline.replay() == 0
+    assert len(events(sqlite_url)) == 6
+    assert query(sqlite_url, "SELECT DISTINCT status FROM workflow_runs") == [("completed",)]
