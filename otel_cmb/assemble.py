@@ -7,11 +7,12 @@ that took it (`Event.spans`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from otel_cmb.assemble_around import (
     TOOL_EXECUTORS,
+    arguments_of,
     code_before,
     handoff_result,
     order_siblings,
@@ -45,14 +46,13 @@ def assemble(facts: Iterable[Facts], *, record: str = "agents") -> list[Event]:
     """
     heads = unstack(merge(build(facts, record == "all")))
     order_siblings(heads)
+    agents = {
+        canonical(name): name for name in sorted({node.best.agent for node in heads if node.kind == AGENT and node.best.agent})
+    }
     handoffs = 0
     for node in heads:
-        settle(node)
+        settle(node, agents)
         handoffs += node.kind == HANDOFF
-    agents = {
-        canonical(name): name
-        for name in sorted({node.best.agent for node in heads if node.kind == AGENT and node.best.agent})
-    }
     if handoffs > 1:
         heads = _once(heads, agents)
     _count_spending(heads)
@@ -205,20 +205,9 @@ def _conversed(node: Node, inputs: dict[str, Any], outputs: dict[str, Any]) -> t
     asked, answered = words_of_models(node)
     if "message" not in inputs and asked is not None:
         inputs = {**inputs, "message": asked}
-    if (
-        "response" not in outputs
-        and answered is not None
-        and node.facts.span.end_ns is not None
-        and not node.best.failed
-    ):
+    if "response" not in outputs and answered is not None and node.facts.span.end_ns is not None and not node.best.failed:
         outputs = {**outputs, "response": answered}
     return inputs, outputs
-
-
-def _arguments(facts: Facts) -> Mapping[str, Any]:
-    arguments = as_mapping(facts.found.get("tool_arguments", facts.found.get("input")))
-    inner = arguments.get("kwargs")
-    return inner if isinstance(inner, Mapping) else arguments
 
 
 def _target(node: Node, agents: dict[str, str]) -> str | None:
@@ -234,7 +223,7 @@ def _target(node: Node, agents: dict[str, str]) -> str | None:
             spelled = HANDOFF_NAME.fullmatch(facts.span.name) if facts.tool is None else None
             target = (spelled[1] or spelled[2]) if spelled is not None else None
             if target in (None, "unknown"):
-                target = target_of(node, _arguments(facts), agents)
+                target = target_of(node, agents)
     if isinstance(target, list):
         return ", ".join(str(one) for one in target[:8])
     return target if target is None or isinstance(target, str) else str(target)
@@ -257,7 +246,7 @@ def _handoff(node: Node, event: Event, agents: dict[str, str]) -> tuple[dict[str
     if "context" in payload.inputs:
         inputs["context"] = payload.inputs["context"]
     result = handoff_result(facts)
-    reason = result.get("reason") if result is not None and "reason" in result else _arguments(facts).get("reason")
+    reason = result.get("reason") if result is not None and "reason" in result else arguments_of(facts).get("reason")
     return inputs, {**payload.meta, "reason": reason} if isinstance(reason, str) and reason else payload.meta
 
 
@@ -265,7 +254,7 @@ def _code(node: Node) -> tuple[dict[str, Any], dict[str, Any]]:
     facts = node.best
     payload = payload_of(facts, CODE)
     inputs, meta = dict(payload.inputs), dict(payload.meta)
-    arguments = as_mapping(facts.found.get("tool_arguments", facts.found.get("input")))
+    arguments = arguments_of(facts)
     language = arguments.get("language", arguments.get("lang"))
     if "code" not in inputs and not facts.explicit:
         told = code_before(node)

@@ -14,7 +14,17 @@ from otel_cmb.mapper_tools import TRANSFER
 from otel_cmb.messages import as_json, fenced_code
 from otel_cmb.vocabulary.base import AGENT, CODE, CONTAINER, HANDOFF, LLM, PLAIN, SPEAKER, TOOL
 
-__all__ = ["code_before", "order_siblings", "reply", "settle", "target_of", "told_by_parent", "who", "words_of_models"]
+__all__ = [
+    "arguments_of",
+    "code_before",
+    "order_siblings",
+    "reply",
+    "settle",
+    "target_of",
+    "told_by_parent",
+    "who",
+    "words_of_models",
+]
 
 INTERNAL_AGENTS = frozenset(("_Group_Tool_Executor", "chat_manager", "checking_agent", "speaker_selection_agent"))
 """Agents that are part of a framework: they never act of their own."""
@@ -52,15 +62,12 @@ def _acts(node: Node) -> bool:
     if node.kind != CONTAINER:
         return node.kind == AGENT
     found = node.best.found
-    return (
-        "graph_node" in found
-        or found.get("operation") == "execute_task"
-        or "langgraph_node" in str(found.get("metadata"))
-    )
+    return "graph_node" in found or found.get("operation") == "execute_task" or "langgraph_node" in str(found.get("metadata"))
 
 
-def settle(node: Node) -> None:
-    """What a node is once its neighbours are known."""
+def settle(node: Node, agents: dict[str, str]) -> None:
+    """What a node is once its neighbours are known. `agents` are the names of the agents of the trace by their
+    canonical form."""
     facts = node.best
     kind = node.kind
     if kind == SPEAKER:
@@ -84,6 +91,29 @@ def settle(node: Node) -> None:
         target = facts.found.get("handoff_to")
         if isinstance(target, str) and target in ENDS:
             node.kind = CONTAINER
+        elif facts.tool is not None and _does_more(facts, agents):
+            node.kind = TOOL
+
+
+_TRANSFER_ARGUMENTS = frozenset((
+    "agent_name", "to_agent", "target", "reason", "message", "context", "task", "task_description", "input", "query",
+    "instructions", "summary", "state", "tool_call_id", "ctx", "runtime", "args", "kwargs",
+))  # fmt: skip
+
+
+def _does_more(facts: Facts, agents: dict[str, str]) -> bool:
+    """A tool named like a transfer (`transfer_to_account`) that takes what no handoff takes, to where no agent is."""
+    tail = TRANSFER.fullmatch(facts.tool or "")
+    if tail is None or arguments_of(facts).keys() <= _TRANSFER_ARGUMENTS:
+        return False
+    return canonical(tail[1]) not in agents and canonical(tail[1].rstrip("_0123456789")) not in agents
+
+
+def arguments_of(facts: Facts) -> Mapping[str, Any]:
+    """The named arguments of a tool's call, or an empty mapping."""
+    arguments = as_mapping(facts.found.get("tool_arguments", facts.found.get("input")))
+    inner = arguments.get("kwargs")
+    return inner if isinstance(inner, Mapping) else arguments
 
 
 def reply(node: Node) -> Any:
@@ -210,10 +240,10 @@ _TARGET_KEYS = ("to_agent", "agent_name", "target", "agent", "assistant", "recip
 _ANYONE = frozenset(("agent", "next_agent", "another_agent"))
 
 
-def target_of(node: Node, arguments: Mapping[str, Any], agents: dict[str, str]) -> str | None:
-    """Whom a handoff hands over to: what the result says, then the arguments, then the tool's name, then who came next.
-    `agents` are the names of the agents of the trace by their canonical form."""
+def target_of(node: Node, agents: dict[str, str]) -> str | None:
+    """Whom a handoff hands over to: what the result says, then the arguments, then the tool's name, then who came next."""
     facts = node.best
+    arguments = arguments_of(facts)
     result = content_of(as_json(facts.found.get("tool_result", facts.found.get("output"))))
     if isinstance(result, str):
         result = as_json(result)

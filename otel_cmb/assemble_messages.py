@@ -147,9 +147,7 @@ def reply_of(facts: Facts) -> Any:
     if "cmb_outputs" in found:
         return as_mapping(found["cmb_outputs"]).get("response")
     value = as_json(found["output"]) if "output" in found and "messages_out" not in found else None
-    if isinstance(value, Mapping) and isinstance(
-        value.get("raw"), str
-    ):  # CrewAI's result, which also holds all messages
+    if isinstance(value, Mapping) and isinstance(value.get("raw"), str):  # CrewAI's result, which also holds all messages
         return value["raw"]
     messages = outgoing(facts)
     if messages:

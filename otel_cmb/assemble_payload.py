@@ -61,9 +61,7 @@ def _arguments(facts: Facts) -> Any:
             text = parsed["input_str"]
             return python_literal(text) if isinstance(text, str) else text
         if "sanitize_inputs_outputs" in parsed and "kwargs" in parsed:  # smolagents' Tool.__call__
-            return (
-                parsed["kwargs"] if not parsed.get("args") else {"args": parsed["args"], **as_mapping(parsed["kwargs"])}
-            )
+            return parsed["kwargs"] if not parsed.get("args") else {"args": parsed["args"], **as_mapping(parsed["kwargs"])}
         if parsed.keys() <= {"args", "kwargs"} and isinstance(parsed.get("kwargs"), Mapping) and not parsed.get("args"):
             return parsed["kwargs"]
         if parsed.keys() == {"name", "arguments"} and "tool_arguments" not in found:
@@ -245,7 +243,8 @@ _OTHER_TOKENS = (
 _PLAIN_META = (
     ("provider", "provider"), ("tool_call_id", "tool_call_id"), ("conversation_id", "conversation_id"),
     ("session_id", "session_id"), ("thread_id", "thread_id"), ("user_id", "user_id"), ("agent_id", "agent_id"),
-    ("workflow_name", "workflow"), ("turns", "turns"), ("task_name", "task"), ("sender", "sender"), ("recipient", "recipient"),
+    ("workflow_name", "workflow"), ("turns", "turns"), ("task_name", "task"), ("sender", "sender"),
+    ("recipient", "recipient"),
 )  # fmt: skip
 
 

@@ -156,9 +156,7 @@ def _plain(facts: Facts) -> None:
 
 
 _NO_NAMES = frozenset(("", "unknown", "None"))
-_NAME_IN_SPAN = re.compile(
-    r"(.+)\.(?:a?run|a?run_stream|a?generate_reply|agent|_execute_core|a?kickoff|a?invoke)", re.DOTALL
-)
+_NAME_IN_SPAN = re.compile(r"(.+)\.(?:a?run|a?run_stream|a?generate_reply|agent|_execute_core|a?kickoff|a?invoke)", re.DOTALL)
 
 
 def _name_agent(facts: Facts) -> None:
@@ -194,7 +192,7 @@ def _name_agent(facts: Facts) -> None:
     match = _NAME_IN_SPAN.fullmatch(facts.span.name)
     if match is not None:
         facts.agent = match[1]
-    elif "oi_kind" in found and "input" not in found and "output" not in found and facts.span.end_ns is not None:
+    elif "oi_kind" in found and "input" not in found and "output" not in found:
         # Nothing but its kind: the root that OpenInference gives a workflow of the OpenAI Agents SDK.
         facts.kind = CONTAINER
     elif "agent_name" not in found:

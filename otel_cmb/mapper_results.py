@@ -70,9 +70,7 @@ def content_of(result: Any) -> Any:
 def _content_of_list(result: list[Any]) -> Any:
     if len(result) == 2 and isinstance(result[0], bool) and isinstance(result[1], Mapping) and "content" in result[1]:
         return result[1]["content"]
-    blocks = [
-        part for part in result if isinstance(part, Mapping) and part.get("type", "text") == "text" and "text" in part
-    ]
+    blocks = [part for part in result if isinstance(part, Mapping) and part.get("type", "text") == "text" and "text" in part]
     if blocks and len(blocks) == len(result):
         return "\n".join(str(part["text"]) for part in blocks)
     return result

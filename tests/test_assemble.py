@@ -272,6 +272,12 @@ def test_a_handoff_however_it_is_spelled(made: Span, source: str | None, target:
     assert (event.inputs.get("from_agent"), event.inputs.get("to_agent")) == (source, target)
 
 
+def test_a_tool_that_transfers_something_else_is_a_tool() -> None:
+    paid = tool(2, "transfer_to_account", 1, more={"gen_ai.tool.call.arguments": '{"amount": 5}'})
+    assert types(agent(1, "a"), paid) == ["agent_call", "tool_call"]
+    assert types(agent(1, "a"), paid, agent(3, "Account")) == ["agent_call", "handoff", "agent_call"]
+
+
 def test_a_handoff_that_names_nobody_goes_to_the_agent_that_starts_next() -> None:
     asked = span(3, 2, {"gen_ai.operation.name": "handoff", "gen_ai.handoff.from_agent": "a"}, name="a → unknown.handoff")
     found = events(span(1, None, {OI: "CHAIN"}), agent(2, "a", 1), asked, agent(4, "b", 1))
