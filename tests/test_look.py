@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
 import threading
@@ -200,6 +201,44 @@ def test_following_prints_what_starts_and_ends_until_the_run_does(engine: sa.Eng
             assert places == sorted(places)
             assert "no network" in said
             assert "2 events · 1 failed" in said
+
+
+def test_following_on_a_terminal_redraws_and_ends_with_the_whole_tree(engine: sa.Engine, sqlite_url: str) -> None:
+    with engine.begin() as connection:
+        add_run(connection, RUN, status="executing", completed_at=None)
+        writer = Writer(connection)
+        for n in range(40):
+            writer.event("tool_call", n * 10, 5, inputs={"tool_name": f"look {n}"})
+
+    def finish() -> None:
+        with engine.begin() as connection:
+            connection.execute(sa.update(schema.workflow_runs).values(status="completed", completed_at=START))
+
+    process, terminal = pty.fork()
+    if process == 0:  # pragma: no cover
+        os.environ.update(TERM="xterm", LINES="24", COLUMNS="100", PYTHONIOENCODING="utf-8")
+        os.execv(sys.executable, [sys.executable, "-m", "otel_cmb.cli", "show", "-f", "--database-url", sqlite_url])
+    output, thread = b"", None
+    while True:
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:  # Linux: the other end is closed
+            break
+        if not part:
+            break
+        output += part
+        if thread is None and b"lines above" in output:
+            thread = threading.Timer(0.6, finish)
+            thread.start()
+    assert os.waitpid(process, 0)[1] == 0
+    os.close(terminal)
+    assert thread is not None
+    thread.join()
+    text = output.decode()
+    live, _, final = text.rpartition("completed")
+    assert live.count("lines above") >= 2
+    assert "\x1b[1A" in live
+    assert final.count("look ") == 40
 
 
 def test_times_and_sums_are_told_shortly() -> None:

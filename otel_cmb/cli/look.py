@@ -161,15 +161,18 @@ def show(
 
     with open_reader(database_url, schema=schema) as reader:
         run_id = reader.resolve(run)
-        if as_json and follow:
-            for changed in _changes(reader, run_id):
-                _print_json(changed, indent=False)
-        elif as_json:
-            _print_json(_whole(reader, run_id))
-        elif follow:
-            _follow(reader, run_id)
-        else:
-            _show(reader, run_id, limit)
+        try:
+            if as_json and follow:
+                for changed in _changes(reader, run_id):
+                    _print_json(changed, indent=False)
+            elif as_json:
+                _print_json(_whole(reader, run_id))
+            elif follow:
+                _follow(reader, run_id)
+            else:
+                _show(reader, run_id, limit)
+        except KeyboardInterrupt:
+            sys.exit(130)
 
 
 def _whole(reader: Reader, run_id: str) -> dict[str, Any]:

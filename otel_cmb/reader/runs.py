@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import Select, func, or_, select
 
+from otel_cmb.dialects import SQLITE
 from otel_cmb.errors import ConfigurationError, RunNotFoundError
 from otel_cmb.reader.records import Run, RunTotals, as_json, iso, make
 from otel_cmb.reader.source import EVENTS, RUNS, Source
@@ -153,7 +154,10 @@ class Runs:
             wanted.append(self._schema.column(RUNS, "status").in_(allowed))
         if text:
             columns = [self._schema[RUNS].c[name] for name in SEARCHED if name in self._schema[RUNS].c]
-            wanted.append(or_(*[func.lower(column).contains(text.lower(), autoescape=True) for column in columns]))
+            if self._schema.dialect == SQLITE:  # its LIKE pays no regard to case
+                wanted.append(or_(*[column.contains(text, autoescape=True) for column in columns]))
+            else:
+                wanted.append(or_(*[func.lower(column).contains(text.lower(), autoescape=True) for column in columns]))
         return wanted
 
     def _read(self, statement: Select[Any]) -> list[Run]:

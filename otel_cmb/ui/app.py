@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from otel_cmb.errors import ConfigurationError
 from otel_cmb.reader import Reader
 from otel_cmb.ui.api import Api
 from otel_cmb.ui.guard import LOOPBACK, FixedTokens, Guard, Tokens
@@ -68,6 +69,8 @@ def create_app(
     """
     if isinstance(token, str):
         token = {token: None}
+    if isinstance(token, Mapping) and not all(token):
+        raise ConfigurationError("token: found an empty one, which everybody knows; leave it out or give a real one")
     tokens: Tokens | None = (FixedTokens(token) if token else None) if isinstance(token, Mapping) else token
     readers = Readers(reader_factory)
     files = {entry.name: static(entry.name) for entry in (resources.files("otel_cmb.ui") / "static").iterdir()}

@@ -106,11 +106,12 @@ class Guard:
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         given = [value for name, value in query if name == "token"]
         if given and tokens.find(f"Bearer {given[0]}") is not None:
-            # The token leaves the address bar, the history and what is copied from it.
+            # The token leaves the address bar, the history and what is copied from it. Lax: a link in a mail opens the
+            # page; other sites cannot read answers in any case.
             rest = urlencode([(name, value) for name, value in query if name != "token"])
             answer = RedirectResponse(scope["path"] + ("?" + rest if rest else ""), 303)
             secure = scope.get("scheme") == "https"
-            answer.set_cookie(COOKIE, quote(given[0], safe=""), httponly=True, samesite="strict", secure=secure)
+            answer.set_cookie(COOKIE, quote(given[0], safe=""), httponly=True, samesite="lax", secure=secure)
             return answer
         authorization = headers.get("authorization")
         if authorization is None:

@@ -6,6 +6,8 @@ const WIDE = 168, HIGH = 46, GAP = 44, BETWEEN = 14, MOST = 400;
 
 export function dagView({ nodes, edges }, { chosen, choose, href }) {
   if (!nodes.length) return null;
+  // Without edges of its own the graph is what the nodes say of their parents.
+  if (!edges.length) edges = nodes.filter((node) => node.parent_node_id).map((node) => ({ from_node_id: node.parent_node_id, to_node_id: node.id }));
   const shown = nodes.slice(0, MOST), places = layout(shown, edges);
   const width = Math.max(...[...places.values()].map((place) => place.x)) + WIDE + 4;
   const height = Math.max(...[...places.values()].map((place) => place.y)) + HIGH + 4;
