@@ -21,7 +21,7 @@ from otel_cmb.vocabulary import DISCRIMINATORS, FIELD_OF, PRESENT
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 quick = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 texts = st.one_of(

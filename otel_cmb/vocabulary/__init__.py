@@ -63,9 +63,7 @@ def _merge_discriminators() -> tuple[tuple[str, dict[str, str]], ...]:
             table = merged.setdefault(key, {})
             for value, kind in kinds.items():
                 table.setdefault(value, kind)
-    order = sorted(
-        merged, key=lambda key: (not key.startswith("cmb."), any(kind != NEVER for kind in merged[key].values()))
-    )
+    order = sorted(merged, key=lambda key: (not key.startswith("cmb."), any(kind != NEVER for kind in merged[key].values())))
     return tuple((key, merged[key]) for key in order)
 
 
@@ -86,9 +84,7 @@ PRESENT: dict[str, str] = {key: kind for vocabulary in reversed(VOCABULARIES) fo
 FIELD_KEYS = _merge_fields()
 """field -> its keys, best first."""
 
-FIELD_OF: dict[str, tuple[str, int]] = {
-    key: (name, rank) for name, keys in FIELD_KEYS.items() for rank, key in enumerate(keys)
-}
+FIELD_OF: dict[str, tuple[str, int]] = {key: (name, rank) for name, keys in FIELD_KEYS.items() for rank, key in enumerate(keys)}
 """key -> (field, rank): what the mapper looks up once per attribute."""
 
 OVERRIDES: tuple[tuple[re.Pattern[str], str, tuple[str, ...]], ...] = tuple(
