@@ -435,9 +435,9 @@ def test_a_long_trace_takes_linear_time() -> None:
     def seconds(count: int, wide: bool) -> float:
         made = [agent(1, "a")] + [tool(n, "f", 1 if wide else n - 1) for n in range(2, count)]
         facts = [read(one) for one in made]
-        started = time.perf_counter()
+        started = time.process_time()
         assert len(assemble(facts)) > 1
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     for wide in (True, False):
         small = min(seconds(1000, wide) for _ in range(3))

@@ -193,13 +193,13 @@ def test_the_last_fenced_block(text: str, code: tuple[str, str | None] | None) -
 
 
 def test_hostile_texts_take_linear_time() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for text in ("`" * 262_144, "```\n" * 65_536, "<code>" * 40_000, "exitcode:" + " " * 262_144, "[exit code:" * 24_000, '{"a":' * 50_000):
         fenced_code(text)
         exit_code_of(text)
         conversation(text)
         as_json(text)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize(
