@@ -108,7 +108,7 @@ class HttpDoor:
     async def _open_web(self) -> Web:
         async with self._opening:
             if self._web is None:
-                assert self._make_web is not None  # noqa: S101  (the page is mounted only with it)
+                assert self._make_web is not None
                 web = await asyncio.get_running_loop().run_in_executor(None, self._make_web)
                 await self._opened.enter_async_context(web.page.router.lifespan_context(web.page))
                 self._web = web
