@@ -15,7 +15,7 @@ from otel_cmb.assemble import assemble
 from otel_cmb.event import Event, Span, event_id
 from otel_cmb.mapper import Facts
 
-__all__ = ["Admission", "Trace", "TraceCache"]
+__all__ = ["Admission", "Change", "Trace", "TraceCache"]
 
 NEW, COMPLETED, DUPLICATE, CONFLICT = "new", "completed", "duplicate", "conflict"
 
@@ -102,6 +102,17 @@ def _rank(span: Span) -> int:
     if span.end_ns is not None:
         return 2
     return 1 if span.died else 0
+
+
+@dataclass(slots=True)
+class Change:
+    """What one trace's writing comes to: its events as stored, and as they should be."""
+
+    trace: Trace
+    before: dict[str, Event]
+    after: dict[str, Event]
+    new: list[Event] = field(default_factory=list)
+    """Events of `after` that have no row yet."""
 
 
 class TraceCache:

@@ -1,0 +1,70 @@
+"""Which number and which depth each row gets. Pure; the store supplies what the database knows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from otel_cmb.traces import Change
+
+__all__ = ["lifted", "number"]
+
+
+def number(changes: Sequence[Change], next_order: Callable[[str], int]) -> dict[str, int]:
+    """The order number of every event of the changed traces (DESIGN section 4).
+
+    New rows of a run take its next numbers, by start over all traces of the batch. Then each trace gives its numbers
+    out again in the order of pass 2. Numbers of rows that were merged away are free again. `next_order` gives the first free
+    number of a run.
+    """
+    numbers: dict[str, int] = {}
+    fresh: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+    for c, change in enumerate(changes):
+        latest = 0
+        for position, event in enumerate(change.after.values()):
+            latest = max(latest, event.started_ns)
+            if event.id not in change.trace.orders and event.run_id is not None:
+                fresh[event.run_id].append((latest, c, position))
+    held: dict[tuple[int, str], list[int]] = defaultdict(list)
+    for c, change in enumerate(changes):
+        for id_, order in change.trace.orders.items():
+            event = change.after.get(id_) or change.before.get(id_)
+            if event is not None and event.run_id is not None:
+                held[c, event.run_id].append(order)
+    for run_id, waiting in fresh.items():
+        free: dict[int, int] = {
+            c: len(held[c, run_id]) - sum(
+                1 for id_, event in change.after.items() if event.run_id == run_id and id_ in change.trace.orders)
+            for c, change in enumerate(changes) if held.get((c, run_id))}
+        following: int | None = None
+        for _, c, _ in sorted(waiting):
+            if free.get(c, 0) > 0:
+                free[c] -= 1
+                continue
+            if following is None:
+                following = next_order(run_id)
+            held[c, run_id].append(following)
+            following += 1
+    for (c, run_id), values in held.items():
+        values.sort()
+        mine = [id_ for id_, event in changes[c].after.items() if event.run_id == run_id]
+        numbers.update(zip(mine, values, strict=False))
+    return numbers
+
+
+def lifted(change: Change, parents: dict[str, tuple[str, int]]) -> dict[str, int]:
+    """How much deeper than in their own trace events lie, because it hangs below an event of another."""
+    if not parents:
+        return {}
+    lift: dict[str, int] = {}
+    for id_, event in change.after.items():  # parents first
+        if event.parent_event_id is None:
+            continue
+        if event.parent_known:
+            above = lift.get(event.parent_event_id, 0)
+        else:
+            run_id, depth = parents.get(event.parent_event_id, ("", -1))
+            above = depth + 1 if run_id == event.run_id else 0
+        if above:
+            lift[id_] = above
+    return lift
