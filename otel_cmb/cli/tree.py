@@ -199,7 +199,7 @@ def draw(
             continue
         text = Text(row.guides, "bright_black", no_wrap=True)
         _name(text, line, glyphs)
-        text.truncate(names, overflow="ellipsis" if glyphs.dots == "…" else "crop", pad=True)
+        text.truncate(names, overflow="crop", pad=True)
         first, cells = axis.place(line)
         style = "red" if line.status == "failed" else style_of(line)
         text.append(" " + " " * first)
