@@ -12,17 +12,33 @@ from typing import TYPE_CHECKING, Any
 from otel_cmb._version import __version__
 
 if TYPE_CHECKING:
-    from otel_cmb.setup import configure
     from otel_cmb.context import attach, node, run, step
     from otel_cmb.errors import (
-        CMBError, ConfigurationError, DatabaseUnavailableError, DatabaseURLError, JournalError, RunNotFoundError,
-        SchemaError, SessionMismatchError,
+        CMBError,
+        ConfigurationError,
+        DatabaseUnavailableError,
+        DatabaseURLError,
+        JournalError,
+        RunNotFoundError,
+        SchemaError,
+        SessionMismatchError,
     )
     from otel_cmb.exporter import CMBSpanExporter
     from otel_cmb.processor import CMBSpanProcessor
     from otel_cmb.reader import open_reader
+    from otel_cmb.setup import configure
     from otel_cmb.spans import (
-        agent_call, approval, code_exec, error, file_gen, handoff, llm_call, message, tool_call, traced_agent, traced_tool,
+        agent_call,
+        approval,
+        code_exec,
+        error,
+        file_gen,
+        handoff,
+        llm_call,
+        message,
+        tool_call,
+        traced_agent,
+        traced_tool,
     )
 
 _WHERE = {

@@ -10,6 +10,7 @@ The four blocks open a span each, so that a run is one tree in Jaeger; the span 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import uuid
 from collections.abc import Callable, Mapping
@@ -18,7 +19,8 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from opentelemetry import baggage, trace
-from opentelemetry.context import _RUNTIME_CONTEXT, Context, attach as attach_context, get_current
+from opentelemetry.context import _RUNTIME_CONTEXT, Context, get_current
+from opentelemetry.context import attach as attach_context
 from opentelemetry.trace import Status, StatusCode
 
 from otel_cmb import clock
@@ -47,10 +49,8 @@ def detach(token: Token[Context]) -> None:
 
     OpenTelemetry's own `detach` logs an error there; an async generator closed by the event loop does exactly that.
     """
-    try:
+    with contextlib.suppress(ValueError, RuntimeError):
         _RUNTIME_CONTEXT.detach(token)
-    except (ValueError, RuntimeError):
-        pass
 
 
 def with_parent_event(event_id: str, context: Context | None = None) -> Context:

@@ -102,15 +102,15 @@ _QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
      "SELECT e.id FROM {execution_events} e LEFT JOIN {sessions} s ON s.id = e.session_id WHERE s.id IS NULL",
      "they were written without foreign keys; make the session, or delete them"),
     ("orphans_node", "events whose node does not exist in their run",
-     "SELECT e.id FROM {execution_events} e LEFT JOIN {dag_nodes} n ON n.id = e.node_id AND n.run_id = e.run_id "
-     "WHERE e.node_id IS NOT NULL AND n.id IS NULL",
+     ("SELECT e.id FROM {execution_events} e LEFT JOIN {dag_nodes} n ON n.id = e.node_id AND n.run_id = e.run_id "
+      "WHERE e.node_id IS NOT NULL AND n.id IS NULL"),
      "the node's screen will not show them; make the node, or set node_id to NULL"),
     ("session_differs", "events whose session is not their run's",
      "SELECT e.id FROM {execution_events} e JOIN {workflow_runs} r ON r.id = e.run_id WHERE e.session_id <> r.session_id",
      "the session of an event is that of its run"),
     ("running", "events still running although their run has ended",
-     "SELECT e.id FROM {execution_events} e JOIN {workflow_runs} r ON r.id = e.run_id "
-     "WHERE e.status = 'running' AND r.completed_at IS NOT NULL",
+     ("SELECT e.id FROM {execution_events} e JOIN {workflow_runs} r ON r.id = e.run_id "
+      "WHERE e.status = 'running' AND r.completed_at IS NOT NULL"),
      "their process died: `otel-cmb parked replay` closes them"),
 )
 
@@ -139,11 +139,12 @@ def _foreign_keys(connection: Connection, binding: Binding) -> Check:
             {"name": binding.tables["execution_events"].qualified}).fetchall()
         answer = "enforced by the server"
     if not declared:
-        return Check("foreign_keys", False, "execution_events declares no foreign keys: nothing stops events of runs that do not "
-                     "exist (otel-cmb checks the run itself)", "declare them; `otel-cmb db check` shows the SQL")
+        return Check("foreign_keys", False, "execution_events declares no foreign keys: nothing stops events of runs that "
+                     "do not exist (otel-cmb checks the run itself)", "declare them; `otel-cmb db check` shows the SQL")
     if broken:
         tables = Counter(str(row[0]) for row in broken)
-        return Check("foreign_keys", False, "rows that break them: " + ", ".join(f"{n} in {table}" for table, n in tables.items()),
+        where = ", ".join(f"{n} in {table}" for table, n in tables.items())
+        return Check("foreign_keys", False, f"rows that break them: {where}",
                      "some program writes without PRAGMA foreign_keys=ON", {"broken": dict(tables)})
     return Check("foreign_keys", True, answer)
 
@@ -171,8 +172,9 @@ def _accounting(settings: Settings) -> Check:
     received = sum(results.values()) + pending + sum(parked.values()) + sum(lost.values())
     details: dict[str, Any] = {"received": received, **results, "pending": pending, "parked": dict(parked), "lost": lost,
                                "refused": counts["refused"], "journals_in_use": living}
-    parts = [f"received {received} = committed {results['committed']} + merged {results['merged']} + ignored {results['ignored']} "
-             f"+ pending {pending} + parked {sum(parked.values())} + lost {sum(lost.values())}"]
+    shares = " + ".join(f"{name} {n}" for name, n in {
+        **results, "pending": pending, "parked": sum(parked.values()), "lost": sum(lost.values())}.items())
+    parts = [f"received {received} = {shares}"]
     parts += [f"parked {reason}: {n}" for reason, n in parked.most_common()]
     parts += [f"LOST {reason}: {n}" for reason, n in lost.items()]
     advice = "otel-cmb parked list says why; otel-cmb parked replay tries again" if parked or (pending and not living) else ""

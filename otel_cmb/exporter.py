@@ -75,9 +75,9 @@ class CMBSpanExporter(SpanExporter):
         except (ConfigurationError, JournalError) as error:
             if str(error) != self._problem:
                 self._problem = str(error)
-                _log.error("otel-cmb: %d span(s) not stored: %s", len(spans), error)  # noqa: TRY400 - the message says all
+                _log.error("otel-cmb: %d span(s) not stored: %s", len(spans), error)
             return SpanExportResult.FAILURE
-        except Exception:
+        except Exception:  # noqa: BLE001 - the SDK would swallow it; the log must not
             _log.exception("otel-cmb: %d span(s) not stored", len(spans))
             return SpanExportResult.FAILURE
         return SpanExportResult.SUCCESS if outcome.stored else SpanExportResult.FAILURE

@@ -23,8 +23,8 @@ from otel_cmb.binding import Binding
 from otel_cmb.config import Settings
 from otel_cmb.dialects import in_list, insert_sql, list_param, mark, qualified, timestamp
 from otel_cmb.event import Event, Span, event_id, trace_id_range
-from otel_cmb.search_index import IndexWriter
 from otel_cmb.history import whole
+from otel_cmb.search_index import IndexWriter
 from otel_cmb.traces import Trace
 from otel_cmb.values import as_dict
 

@@ -50,14 +50,14 @@ class CMBSpanProcessor(SpanProcessor):
         try:
             stamp = self._stamp(span, parent_context)
             self._pipeline.started(span, stamp)
-        except Exception:
+        except Exception:  # noqa: BLE001 - see _contain
             _contain("on_start")
 
     def on_end(self, span: ReadableSpan) -> None:
         """The span is in the journal when this returns."""
         try:
             self._pipeline.ended(span, _unseen)
-        except Exception:
+        except Exception:  # noqa: BLE001
             _contain("on_end")
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:

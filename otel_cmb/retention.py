@@ -284,7 +284,7 @@ class _Work:
                     result = work(connection)
                     connection.commit()
                     return result
-            except DBAPIError as error:  # noqa: PERF203  each turn is a transaction
+            except DBAPIError as error:
                 if classify(error).fault is not Fault.OUTAGE or attempt == ATTEMPTS:
                     raise
                 time.sleep(0.2 * attempt)

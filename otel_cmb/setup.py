@@ -46,7 +46,7 @@ def configure(
     install_processor(provider, CMBSpanProcessor(database_url=database_url, **settings))
     if (otlp := otlp_processor(otlp_endpoint)) is not None and not getattr(provider, "_otel_cmb_otlp", False):
         provider.add_span_processor(otlp)
-        provider._otel_cmb_otlp = True  # type: ignore[attr-defined] # noqa: SLF001 - a mark, so that a second call adds none
+        provider._otel_cmb_otlp = True  # type: ignore[attr-defined] # a mark, so that a second call adds none
     if instrument:
         from otel_cmb.instrumentation import instrument_frameworks
 
@@ -61,7 +61,7 @@ def install_processor(provider: TracerProvider, processor: CMBSpanProcessor) -> 
         if known.pipeline is processor.pipeline:
             return known
     provider.add_span_processor(processor)
-    provider._otel_cmb_processors = [*installed, processor]  # type: ignore[attr-defined] # noqa: SLF001
+    provider._otel_cmb_processors = [*installed, processor]  # type: ignore[attr-defined]
     return processor
 
 

@@ -95,7 +95,7 @@ def test_every_form_shows_rows_while_the_program_runs_and_keeps_them_when_it_is_
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     try:
-        [event] = eventually(lambda: shell.events(), "the live row")
+        [event] = eventually(shell.events, "the live row")
         assert (event.agent_name, event.event_subtype, event.status) == ("open", "start", "running")
     finally:
         (shell.directory / "go").write_text("", encoding="utf-8")
@@ -137,7 +137,12 @@ def test_an_ag2_program_lands_in_the_database_by_the_stock_command(shell: Shell,
 
 def test_a_run_named_by_the_environment_is_the_applications(shell: Shell) -> None:
     """`OTEL_CMB_RUN_ID` of a run that is there: its row is not touched, its session is on the events."""
-    shell.program("import otel_cmb\notel_cmb.configure()\nwith otel_cmb.run(run_id='mine', mode='deep_research'):\n    pass\n", "make.py")
+    shell.program("""
+        import otel_cmb
+        otel_cmb.configure()
+        with otel_cmb.run(run_id="mine", mode="deep_research"):
+            pass
+    """, "make.py")
     assert shell.run("python", "make.py").returncode == 0
     shell.program("with agent('engineer'):\n    pass\n")
     done = shell.run(*STOCK, OTEL_TRACES_EXPORTER="cmb", OTEL_CMB_RUN_ID="mine", **METRICS_AND_LOGS_OFF)

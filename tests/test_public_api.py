@@ -14,9 +14,9 @@ from otel_cmb import errors
 
 PUBLIC = {
     "CMBError", "CMBSpanExporter", "CMBSpanProcessor", "ConfigurationError", "DatabaseURLError", "DatabaseUnavailableError",
-    "JournalError", "RunNotFoundError", "SchemaError", "SessionMismatchError", "__version__", "agent_call", "approval", "attach",
-    "code_exec", "configure", "error", "file_gen", "handoff", "llm_call", "message", "node", "open_reader", "run", "step",
-    "tool_call", "traced_agent", "traced_tool",
+    "JournalError", "RunNotFoundError", "SchemaError", "SessionMismatchError", "__version__", "agent_call", "approval",
+    "attach", "code_exec", "configure", "error", "file_gen", "handoff", "llm_call", "message", "node", "open_reader", "run",
+    "step", "tool_call", "traced_agent", "traced_tool",
 }
 
 # What people write, from the design: names in order, with their defaults.
@@ -53,7 +53,7 @@ def test_every_public_name_is_there_and_explained(name: str) -> None:
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="otel_cmb.*nothing_like_it"):
+    with pytest.raises(AttributeError, match=r"otel_cmb.*nothing_like_it"):
         otel_cmb.nothing_like_it  # noqa: B018
     assert set(dir(otel_cmb)) == PUBLIC
 

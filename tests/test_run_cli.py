@@ -317,7 +317,7 @@ def test_rows_are_there_while_the_program_runs(shell: Shell) -> None:
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        [event] = eventually(lambda: shell.events(), "the live row")
+        [event] = eventually(shell.events, "the live row")
         assert (event.event_subtype, event.status, event.completed_at) == ("start", "running", None)
         assert only_run(shell).completed_at is None
     finally:
@@ -528,8 +528,8 @@ def test_the_ag2_team_lands_in_the_database_with_what_it_did(shell: Shell) -> No
     assert worked.outputs["result"].startswith("age of the universe: 13.80")
     assert run.totals.tokens == sum(100 + n + 20 + n for n in range(1, 6))
     assert {event.node_id for event in events} == {"chat_1"}
-    assert [(event.inputs["from_agent"], event.inputs["to_agent"]) for event in events if event.event_type == "handoff"][:2] == [
-        ("planner", "engineer"), ("engineer", "executor")]
+    handoffs = [(event.inputs["from_agent"], event.inputs["to_agent"]) for event in events if event.event_type == "handoff"]
+    assert handoffs[:2] == [("planner", "engineer"), ("engineer", "executor")]
 
 
 def test_the_code_that_ag2_runs_prints_only_what_it_prints(shell: Shell) -> None:

@@ -64,7 +64,8 @@ def list_(database_url: str | None, schema: str | None, state_dir: str | None, a
 
     table = Table("since", "reason", "run", "span", "name", "attempts", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(row["since"][:19], row["reason"], row["run_id"] or "", row["span_id"], row["name"] or "", str(row["attempts"]))
+        table.add_row(
+            row["since"][:19], row["reason"], row["run_id"] or "", row["span_id"], row["name"] or "", str(row["attempts"]))
     console = Console(highlight=False, markup=False)
     console.print(table)
     for reason, n in Counter(row["reason"] for row in rows).most_common():

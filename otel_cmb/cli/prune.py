@@ -30,7 +30,7 @@ WORTH_A_HINT = 1_048_576
 @click.option("--dry-run", is_flag=True, help="Say what would be deleted, delete nothing.")
 @database_options
 @json_option
-def prune(  # noqa: PLR0917 - click passes them by name
+def prune(
     older_than: str, keep_runs: int, events: bool, dry_run: bool, database_url: str | None, schema: str | None,
     as_json: bool,
 ) -> None:

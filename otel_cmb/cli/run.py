@@ -101,11 +101,12 @@ def _check_state_dir(settings: Settings) -> None:
         os.makedirs(settings.state_dir, mode=0o700, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(
-            f"state directory {settings.state_dir} cannot be made: {error.strerror}; set OTEL_EXPORTER_CMB_STATE_DIR or --state-dir "
-            "to a writable directory") from None
+            f"state directory {settings.state_dir} cannot be made: {error.strerror}; set "
+            "OTEL_EXPORTER_CMB_STATE_DIR or --state-dir to a writable directory") from None
     if not os.access(settings.state_dir, os.W_OK | os.X_OK):
         raise ConfigurationError(
-            f"state directory {settings.state_dir} is not writable; set OTEL_EXPORTER_CMB_STATE_DIR or --state-dir to one that is")
+            f"state directory {settings.state_dir} is not writable; set OTEL_EXPORTER_CMB_STATE_DIR or --state-dir to one "
+            "that is")
 
 
 def _check_database(pipeline: Pipeline) -> bool:

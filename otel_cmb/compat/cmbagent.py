@@ -128,7 +128,7 @@ class EventCaptureManager:
     raise and never wait for the database; what they return is the id of the event's row.
     """
 
-    def __init__(  # noqa: PLR0917 - the application's own signature
+    def __init__(
         self, db_session: Any, run_id: str, session_id: str, enabled: bool = True, buffer_size: int = 50,
         websocket: Any = None, emit_event_callback: Callable[..., Any] | None = None,
     ):
@@ -236,7 +236,7 @@ class EventCaptureManager:
         )
 
     @_contained
-    def capture_code_execution(  # noqa: PLR0917 - the application's own signature
+    def capture_code_execution(
         self, agent_name: str, code: str, language: str = "python", result: str | None = None,
         exit_code: int | None = None, duration_ms: int | None = None, metadata: dict[str, Any] | None = None,
     ) -> str | None:

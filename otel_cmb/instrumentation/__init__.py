@@ -134,7 +134,7 @@ def post_instrument() -> None:
         _add_processors()
         if os.environ.get(AUTO):
             instrument_frameworks()
-    except Exception:
+    except Exception:  # noqa: BLE001 - the program runs on, untraced, and the log says why
         _log.exception("otel-cmb: auto-instrumentation could not be completed; the program goes on")
 
 
@@ -151,7 +151,7 @@ def _add_processors() -> None:
         try:
             processor = CMBSpanProcessor(**exporter.keywords)
         except ConfigurationError as error:
-            _log.error("otel-cmb: %s", error)  # noqa: TRY400 - the message says all
+            _log.error("otel-cmb: %s", error)
             continue
         install_processor(provider, processor)
         exporter.leave_to_processor()

@@ -146,7 +146,7 @@ def _use_wal(connection: Connection, timeout: float) -> None:
     while not table_names(connection, None):
         try:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-        except DBAPIError as error:  # noqa: PERF203  each turn waits anyway
+        except DBAPIError as error:
             if classify(error).fault is not Fault.OUTAGE or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)

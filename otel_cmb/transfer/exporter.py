@@ -199,7 +199,7 @@ def _call(call: Callable[[], Any], done: str | None) -> Any:
     while True:
         try:
             return call()
-        except grpc.RpcError as error:  # noqa: PERF203  (one pass per attempt)
+        except grpc.RpcError as error:
             code, details = error.code().name, error.details() or ""
             if code in RETRYABLE and time.monotonic() + pause < deadline and not _final(error):
                 time.sleep(_asked(error) or pause)
