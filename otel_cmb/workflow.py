@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from otel_cmb import clock
 from otel_cmb.binding import Binding
-from otel_cmb.dialects import SQLITE, in_list, insert_sql, list_param, mark, timestamp
+from otel_cmb.dialects import SQLITE, in_list, insert_sql, list_param, lock_mode, lock_runs, mark, timestamp
 from otel_cmb.errors import SchemaError
 from otel_cmb.rows import json_text
 from otel_cmb.sanitize import fit
@@ -160,6 +160,8 @@ class Workflow:
             "model": model or "unknown", "status": "executing", "started_at": started_ns, "task_description": task,
             "meta": {**(meta or {}), "made_by": MADE_BY_US},
         }, conflict=("id",))
+        if lock_mode(connection) == "rows":
+            lock_runs(connection, [run_id], self.table("workflow_runs"))  # there was no row yet when the others were locked
         row = self.find_runs(connection, [run_id])[run_id]
         return row
 

@@ -46,7 +46,7 @@ door = pipeline.get_pipeline(config.load(database_url=url, state_dir=state, on_m
                                          shutdown_timeout=60))
 sys.stdin.readline()
 start = time.time_ns()
-for number in range(30):
+for number in range(16):
     trace = uuid.uuid5(uuid.NAMESPACE_OID, f"{seed}/{number}").hex
     run = shared if number % 2 else own
     spans = [
@@ -88,14 +88,14 @@ def test_eight_processes_on_one_run_and_on_many(database_url, tmp_path, locks, m
         _, err = writer.communicate(timeout=110)
         assert writer.returncode == 0, err
     events = rows_of(database_url, "SELECT id, run_id, parent_event_id, execution_order, depth FROM execution_events")
-    assert len(events) == 8 * 30 * 7
+    assert len(events) == 8 * 16 * 7
     assert len({(run, order) for _, run, _, order, _ in events}) == len(events)
     for run in {run for _, run, _, _, _ in events}:
         orders = sorted(order for _, its, _, order, _ in events if its == run)
         assert orders == list(range(orders[0], orders[0] + len(orders)))
     found = {id_: (parent, order, depth) for id_, _, parent, order, depth in events}
     for seed in range(8):
-        for number in range(30):
+        for number in range(16):
             trace = uuid.uuid5(uuid.NAMESPACE_OID, f"{seed}/{number}").hex
             ids = [event_id(trace, f"{index + 1:016x}") for index in range(7)]
             for index, id_ in enumerate(ids):
