@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import queue
 import random
@@ -176,6 +177,7 @@ class Pipeline:
         self._settle = False
         self._stopping = False
         self._closed = False
+        self._shutdown_by = math.inf
         self._progress = threading.Condition()
         self._done_seq = 0
         self._tickets: dict[int, Ticket] = {}
@@ -342,11 +344,13 @@ class Pipeline:
         """
         if self._journal is None and self._standby is None:
             return True
-        deadline = clock.monotonic() + timeout
+        deadline = min(clock.monotonic() + timeout, self._shutdown_by)
         target = self._journal.last_seq if self._journal is not None else 0
         in_memory = self._standby.last_seq if self._standby is not None else 0
         self._retry_at = 0.0
         while True:
+            if self._closed and clock.monotonic() >= deadline:
+                return self._reached(target, in_memory)  # shut down: nothing begins anew for a question
             self._settle = self._urgent = True
             if self._ensure_thread():
                 self._wake.put(None)
@@ -401,9 +405,10 @@ class Pipeline:
                         self._given_back.clear()
                         self._closed = self._stopping = True
                         self._wake.put(None)
-                    self._given_back.wait(limit)  # that is when the database has answered
+                    # That is when the database has answered. However many ask at the end of a program, it waits once.
+                    self._given_back.wait(max(0.0, min(limit, self._shutdown_by - clock.monotonic())))
                 return self._journal is None and self._standby is None
-            deadline = clock.monotonic() + limit
+            deadline = self._shutdown_by = clock.monotonic() + limit
             self._next_adoption = 0.0  # what forked children left
             complete = self.flush(limit)
             if self._automatic_pid == os.getpid() and not self.per_trace_runs and (self._automatic_open or not complete):
@@ -483,6 +488,7 @@ class Pipeline:
             self._journal = Journal(
                 self._directory, max_bytes=self.settings.journal_max_bytes, run_id=self.automatic_run_id if own else "")
             self._closed, self._begun = False, True
+            self._shutdown_by = math.inf
         try:
             return self._journal.append(bodies)
         except JournalFullError:
@@ -831,13 +837,13 @@ class Pipeline:
     def _parked(self, item: Item, fate: Fate, body: bytes, now: float, before: Parked | None = None) -> Parked:
         deferred = fate.result == DEFERRED
         since = before.since if before is not None else now
-        attempts = before.attempts + 1 if before is not None else 0
+        attempts = before.attempts + 1 if before is not None else 1
         if deferred:
             due: float | None = since + self.settings.settle_time
         elif fate.reason == REJECTED or now - since > self.settings.park_retry:
             due = None
         else:
-            due = now + min(0.25 * 2 ** min(attempts, 8), 30.0)
+            due = now + min(0.25 * 2 ** min(attempts - 1, 8), 30.0)
         if not deferred and before is None and fate.reason != NO_SPAN:
             self._say(f"parked:{fate.reason}:{fate.run_id}", "%s: %s", fate.reason, fate.detail)
         span = item.span

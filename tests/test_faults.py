@@ -359,7 +359,7 @@ def test_damaged_totals_and_skeletons_are_put_aside(sqlite_url: str, state_dir: 
         (directory / "totals.db").write_bytes(b"rubbish" * 1000)
         (directory / "skeletons.db").write_bytes(b"rubbish" * 1000)
         plain = agent_span(50, 51, run=run)
-        plain.attributes = {}
+        plain.attributes, plain.name = {}, "GET /"
         pipeline.accept([plain, agent_span(50, 52, run=run, parent=51)])
         assert pipeline.flush(5)
         assert lawful(pipeline.stats()).committed == 1
