@@ -16,9 +16,10 @@ from sqlalchemy.orm import Session
 from support import application_schema, pgbouncer, postgres
 from support.application_schema import Shape
 
-from otel_cmb import config, dialects, pipeline
+from otel_cmb import binding, config, dialects, pipeline
 from otel_cmb.compat.cmbagent import EventCaptureManager
 from otel_cmb.event import Span, Stamp, event_id
+from otel_cmb.workflow import Workflow
 
 
 @pytest.fixture(autouse=True)
@@ -290,3 +291,31 @@ def test_behind_pgbouncer_in_transaction_mode(postgresql_server, tmp_path, drive
         counts = "SELECT count(*), count(DISTINCT (run_id, execution_order)) FROM execution_events"
         assert rows_of(direct, counts) == [(800, 800)]
         pipeline.forget_pipelines()
+
+
+def test_a_run_two_writers_make_is_locked_by_the_second_too(postgresql_url, monkeypatch):
+    """Without advisory locks a run that does not exist has no row to lock; the writer that comes second to make it must
+    hold it as well, or a third would number beside it."""
+    monkeypatch.setenv(dialects.ROW_LOCK_ENV, "rows")
+    monkeypatch.setattr(dialects, "LOCK_WAIT", "5s")
+    settings = config.load(database_url=postgresql_url)
+    engine = dialects.make_engine(settings)
+    first, second, third = (engine.connect() for _ in range(3))
+    workflow = Workflow(binding.bind(first, settings))
+    for connection in (first, second):
+        dialects.begin_write(connection)
+        dialects.lock_runs(connection, ["r"], workflow.table("workflow_runs"))
+    workflow.create_run(first, "r", session=None, started_ns=1)
+    thread = threading.Thread(target=lambda: workflow.create_run(second, "r", session=None, started_ns=1))
+    thread.start()
+    time.sleep(0.2)
+    first.commit()
+    thread.join(10)
+    monkeypatch.setattr(dialects, "LOCK_WAIT", "200ms")
+    dialects.begin_write(third)
+    with pytest.raises(sa.exc.DBAPIError) as caught:
+        dialects.lock_runs(third, ["r"], workflow.table("workflow_runs"))
+    assert dialects.classify(caught.value).fault is dialects.Fault.OUTAGE
+    for connection in (first, second, third):
+        connection.close()
+    engine.dispose()
