@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +146,16 @@ def serving(url: str, **settings: Any) -> Iterator[Client]:
     finally:
         server.stop(0).wait()
         query.close()
+
+
+def normal(value: Any) -> Any:
+    """Without order of attributes, and without what is not of the span itself; 1, 1.0 and True stay three things."""
+    if isinstance(value, Span):
+        return normal({item.name: getattr(value, item.name) for item in fields(value) if item.name != "stamp"})
+    if is_dataclass(value):
+        return normal({item.name: getattr(value, item.name) for item in fields(value)})
+    if isinstance(value, dict):
+        return sorted((key, normal(item)) for key, item in value.items())
+    if isinstance(value, list):
+        return [normal(item) for item in value]
+    return repr(value)

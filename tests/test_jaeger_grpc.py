@@ -4,13 +4,13 @@ description: services, operations, round trips, large traces, reused span ids, 2
 from __future__ import annotations
 
 import random
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from jaeger_support import serving, set_time, store_spans
+from jaeger_support import normal, serving, set_time, store_spans
 from sqlalchemy import create_engine, text
 
 from otel_cmb.event import STATUS_ERROR, STATUS_OK, Link, Resource, Scope, Span, SpanEvent
@@ -29,19 +29,6 @@ def span(trace: int, number: int = 1, service: str = "svc", name: str = "op", st
          **fields: Any) -> Span:
     resource = fields.pop("resource", None) or Resource({"service.name": service})
     return Span(trace_id(trace), f"{number:016x}", name, start, start + length, resource=resource, **fields)
-
-
-def normal(value: Any) -> Any:
-    """Without order of attributes, and without what is not of the span itself; 1, 1.0 and True stay three things."""
-    if isinstance(value, Span):
-        return normal({item.name: getattr(value, item.name) for item in fields(value) if item.name != "stamp"})
-    if is_dataclass(value):
-        return normal({item.name: getattr(value, item.name) for item in fields(value)})
-    if isinstance(value, dict):
-        return sorted((key, normal(item)) for key, item in value.items())
-    if isinstance(value, list):
-        return [normal(item) for item in value]
-    return repr(value)
 
 
 def assert_same(found: list[Span], expected: list[Span]) -> None:
