@@ -7,6 +7,7 @@ import asyncio
 import gzip
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+import yaml
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -224,6 +226,26 @@ def test_chunks_keep_order_and_size() -> None:
     many = span(1, attributes={f"{n}": "x" * 50 for n in range(10_000)})
     (chunk,) = traces_data([many], 100_000)
     assert len(chunk) <= 100_000
+
+
+# The documentation.
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_configurations_in_the_documentation_are_whole(number: int) -> None:
+    """Every component a pipeline or the service names is declared, every storage a component names too."""
+    page = (Path(__file__).parents[1] / "docs" / "jaeger.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    found = yaml.safe_load(blocks[number])
+    service = found["service"]
+    assert set(service["extensions"]) == set(found["extensions"])
+    for kind in ("receivers", "processors", "exporters"):
+        assert set(service["pipelines"]["traces"].get(kind, ())) == set(found.get(kind, ()))
+    storages = set(found["extensions"]["jaeger_storage"]["backends"])
+    named = {found["extensions"]["jaeger_query"]["storage"]["traces"]}
+    named |= {exporter["trace_storage"] for exporter in found["exporters"].values() if exporter}
+    assert named == storages
 
 
 # Servers and databases.
