@@ -8,6 +8,7 @@ is a hook. What content is kept at all is another switch: :mod:`otel_cmb.capture
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -117,9 +118,16 @@ _AFTER = 4300
 _T = TypeVar("_T")
 
 
+class _Here(threading.local):
+    """What one thread's call has counted so far: spans end on many threads."""
+
+    replaced = 0
+    failed = 0
+
+
 class Redactor:
     """Replaces secrets in spans. `hook`, if given, sees every text after the patterns; when it raises, or returns no
-    text, the whole text is replaced and `hook_failures` counts it: it fails closed.
+    text, the whole text is replaced and `hook_failures` counts it: it fails closed. Threads may share it.
 
     About 4 µs for a dozen attributes with a 600-byte prompt and a 400-byte answer in which nothing is found.
     """
@@ -127,8 +135,8 @@ class Redactor:
     def __init__(self, patterns: tuple[Pattern, ...] = DEFAULT, hook: Hook | None = None) -> None:
         self.patterns = patterns
         self.hook = hook
-        self.replaced = 0
-        self.hook_failures = 0
+        self._totals: dict[int, tuple[int, int]] = {}
+        self._here = _Here()
         self._blind = any(not pattern.needles for pattern in patterns)
         words = dict.fromkeys(needle for pattern in patterns if not pattern.run for needle in pattern.needles)
         self._words = tuple(needle for needle in words if not any(coarse in needle for coarse in _COARSE))
@@ -144,17 +152,41 @@ class Redactor:
     def span(self, span: Span) -> int:
         """Replace what is secret in all texts of `span` and return how many replacements were made. Attribute dicts and
         shared objects (resource, scope) are replaced, never changed."""
-        before = self.replaced
+        here = self._here
+        here.replaced = here.failed = 0
         hook = self.hook or (_installed[0] if _installed else None)
         if hook is not None or self._suspicious(span):
             self._all(span, hook)
         span.resource = self._once(span.resource, hook)
         span.scope = self._once(span.scope, hook)
-        return self.replaced - before
+        return self._counted()
 
     def text(self, text: str, key: str = "") -> str:
         """One text, for what is no span (a task description, a file's content)."""
-        return self._text(key, text, self.hook or (_installed[0] if _installed else None))
+        here = self._here
+        here.replaced = here.failed = 0
+        result = self._text(key, text, self.hook or (_installed[0] if _installed else None))
+        self._counted()
+        return result
+
+    def _counted(self) -> int:
+        """Add what this thread has just done to the totals."""
+        here = self._here
+        if here.replaced:
+            mine = threading.get_ident()  # nobody else writes this entry, so no lock is needed, which a fork could hold
+            replaced, failed = self._totals.get(mine, (0, 0))
+            self._totals[mine] = (replaced + here.replaced, failed + here.failed)
+        return here.replaced
+
+    @property
+    def replaced(self) -> int:
+        """Replacements made so far, by all threads."""
+        return sum(replaced for replaced, _ in list(self._totals.values()))
+
+    @property
+    def hook_failures(self) -> int:
+        """Texts replaced because the hook failed."""
+        return sum(failed for _, failed in list(self._totals.values()))
 
     # The fast path: one look over everything that could hold a secret.
 
@@ -258,7 +290,7 @@ class Redactor:
         marker = f"[redacted: {key[-40:]}]"
         if value is None or type(value) is bool or value in ("", marker):
             return value
-        self.replaced += 1
+        self._here.replaced += 1
         return marker
 
     def _value(self, key: str, value: Any, hook: Hook | None, depth: int) -> Any:
@@ -280,7 +312,7 @@ class Redactor:
         for pattern in self.patterns:
             if not pattern.needles:
                 text, found = pattern.regex.subn(pattern.replacement, text)
-                self.replaced += found
+                self._here.replaced += found
             elif any(needle in lowered for needle in pattern.needles):
                 before = text
                 text = self._replace(pattern, text, lowered)
@@ -293,22 +325,22 @@ class Redactor:
         except Exception:  # noqa: BLE001 - foreign code; the text must not pass
             result = None
         if type(result) is not str:
-            self.hook_failures += 1
-            self.replaced += 1
+            self._here.failed += 1
+            self._here.replaced += 1
             return FAILED
-        self.replaced += result != text
+        self._here.replaced += result != text
         return result
 
     def _replace(self, pattern: Pattern, text: str, lowered: str) -> str:
         if len(text) <= _LONG or not pattern.reach or len(lowered) != len(text):  # some letters are two in lower case
             result, found = pattern.regex.subn(pattern.replacement, text)
-            self.replaced += found
+            self._here.replaced += found
             return result if found else text
         pieces, done = [], 0
         for start, end in _windows(pattern, lowered):
             piece, found = pattern.regex.subn(pattern.replacement, text[start:end])
             if found:
-                self.replaced += found
+                self._here.replaced += found
                 pieces += [text[done:start], piece]
                 done = end
         return "".join([*pieces, text[done:]]) if pieces else text

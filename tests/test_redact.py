@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from typing import Any
 
 import pytest
@@ -150,6 +151,22 @@ def test_the_hook_sees_every_text_and_fails_closed() -> None:
     assert set(seen) == {"name", "a", "b", "event", "x"}
     wrong: Any = lambda key, text: None  # noqa: E731
     assert redact.Redactor(hook=wrong).text("anything") == redact.FAILED
+
+
+def test_threads_count_their_own_and_nothing_is_lost() -> None:
+    redactor = redact.Redactor()
+    counts: list[int] = []
+
+    def work() -> None:
+        counts.extend(redactor.span(span_with(a="password=hunter22", b=f"sk-{A40}")) for _ in range(300))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(counts) == {2}
+    assert redactor.replaced == 2 * 8 * 300
 
 
 def test_an_installed_hook_holds_for_the_process() -> None:
