@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -346,3 +347,15 @@ def test_the_entry_points_of_the_stock_tools_are_registered() -> None:
         print(exporter.load().__name__, instrumentor.load().__name__, after.load().__name__)
     """)], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["CMBSpanExporter", "AG2Instrumentor", "post_instrument"]
+
+
+def test_a_database_that_is_away_holds_the_end_of_the_program_up_once(shell: Shell) -> None:
+    """Exporter, processor and exit all ask for the last commit; together they may wait `shutdown_timeout`, not each."""
+    shell.program("with agent('engineer'):\n    print('done')\n")
+    started = time.monotonic()
+    done = shell.run(*STOCK, OTEL_TRACES_EXPORTER="cmb", OTEL_EXPORTER_CMB_DATABASE_URL="postgresql://user@127.0.0.1:1/agents",
+                     OTEL_EXPORTER_CMB_SHUTDOWN_TIMEOUT="4", **METRICS_AND_LOGS_OFF)
+    took = time.monotonic() - started
+    assert (done.returncode, done.stdout) == (0, "done\n")
+    assert "1 still in the journal" in done.stderr
+    assert took < 4 + 8, "four seconds, and what the interpreter needs to start and end on a busy machine"
