@@ -305,7 +305,8 @@ class Journal:
         data = b"".join(parts)
         if self.size + len(data) > self.max_bytes:
             raise JournalFullError(
-                f"the journal in {self.path} has reached its cap of {self.max_bytes} bytes (OTEL_EXPORTER_CMB_JOURNAL_MAX_BYTES)"
+                f"the journal in {self.path} has reached its cap of {self.max_bytes} bytes "
+                "(OTEL_EXPORTER_CMB_JOURNAL_MAX_BYTES)"
             )
         before = self._offset, self._bytes, self._seq
         try:
@@ -509,14 +510,16 @@ class Journal:
                 for progress in self._unsaved:
                     _put(self._connect(), progress)
         self._unsaved = []
-        pages = [self._connect().execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")]
+        pages = [
+            self._connect().execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")]
         self._state_bytes = (pages[0] - pages[1]) * pages[2]
 
     def parked(self, *, due_before: float | None = None, limit: int = 1_000_000) -> list[Parked]:
         """What is parked, oldest first; with `due_before` only what is to be tried again by then."""
         if not self._has_state():
             return []
-        where, values = ("", ()) if due_before is None else (" WHERE due <= ? OR due > ?", (due_before, due_before + LATEST_DUE))
+        where, values = ("", ()) if due_before is None else (
+            " WHERE due <= ? OR due > ?", (due_before, due_before + LATEST_DUE))
         rows = self._query(
             f"SELECT seq, reason, body, detail, run_id, trace_id, span_id, name, since, attempts, due FROM parked{where} "
             "ORDER BY seq LIMIT ?", (*values, limit))

@@ -292,7 +292,8 @@ class _SkeletonFile:
                 os.replace(self._path, f"{self._path}.damaged-{clock.now_ns()}")
         if not self._said:
             self._said = True
-            _log.warning("otel-cmb: %s cannot be used: %s; what it would hold is remembered by this process only", self._path, reason)
+            _log.warning("otel-cmb: %s cannot be used: %s; what it would hold is remembered by this process only",
+                         self._path, reason)
         return None
 
     def _load(self, trace_ids: Sequence[str]) -> list[tuple[str, str]]:

@@ -28,9 +28,9 @@ def number(changes: Sequence[Change], next_order: Callable[[str], int]) -> dict[
     held: dict[tuple[int, str], list[int]] = defaultdict(list)
     for c, change in enumerate(changes):
         for id_, order in change.trace.orders.items():
-            event = change.after.get(id_) or change.before.get(id_)
-            if event is not None and event.run_id is not None:
-                held[c, event.run_id].append(order)
+            holder = change.after.get(id_) or change.before.get(id_)
+            if holder is not None and holder.run_id is not None:
+                held[c, holder.run_id].append(order)
     for run_id, waiting in fresh.items():
         free: dict[int, int] = {
             c: len(held[c, run_id]) - sum(

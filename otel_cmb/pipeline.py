@@ -371,9 +371,7 @@ class Pipeline:
             stats = self._stats.copy()
         left = dict(self._left)
         logs: list[Journal | Standby] = [log for log in (self._journal, self._standby) if log is not None]
-        for journal in list(self._adopted):
-            if left.pop(journal.path, None) is not None:
-                logs.append(journal)
+        logs += [journal for journal in list(self._adopted) if left.pop(journal.path, None) is not None]
         stats.parked = {}
         for counts in [*map(_parked_in, logs), *left.values()]:
             for reason, n in counts.items():
@@ -520,7 +518,9 @@ class Pipeline:
         if not self._awake:
             self._awake = True
             self._wake.put(None)
-        if (self._thread is None or self._begun) and not self._ensure_thread() and not self._failures and self._append_lock.acquire(False):
+        if self._thread is not None and not self._begun:
+            return
+        if not self._ensure_thread() and not self._failures and self._append_lock.acquire(False):
             self._append_lock.release()
             if not self._appending:
                 self._guarded_step()  # at interpreter shutdown, when no thread can be had
@@ -571,7 +571,7 @@ class Pipeline:
     def _guarded_step(self) -> None:
         try:
             self._step()
-        except Exception:
+        except Exception:  # noqa: BLE001 - our own fault costs time, never spans
             self._back_off()
             if self._may_say("writer"):
                 _log.exception("otel-cmb: the writer met an error of its own; the spans stay in the journal")
@@ -657,7 +657,7 @@ class Pipeline:
 
     def _write_starts(self, now: float) -> None:
         """Journal the start of spans that have been running for a moment."""
-        if not self.live or self._journal is None and not self._can_open():
+        if not self.live or (self._journal is None and not self._can_open()):
             return
         if self._journal is not None and self._journal.size > 0.7 * self.settings.journal_max_bytes:
             return
@@ -761,7 +761,7 @@ class Pipeline:
                 continue
             try:
                 self._the_store().write(part)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - one table says what any of them means
                 verdict = classify(error)
                 if verdict.fault is Fault.DUPLICATE and duplicates < 5:
                     duplicates += 1
@@ -782,7 +782,8 @@ class Pipeline:
             yield upto, part
 
     def _note(
-        self, journal: Journal | Standby, records: Sequence[Record], items: Sequence[Item], starts: dict[int, bytes], broken: set[int],
+        self, journal: Journal | Standby, records: Sequence[Record], items: Sequence[Item], starts: dict[int, bytes],
+        broken: set[int],
     ) -> None:
         """Move the journal on and count."""
         now = time.time()
@@ -1115,7 +1116,7 @@ class Pipeline:
         assert self._store is not None
         try:
             self._store.link_late()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - one table says what any of them means
             verdict = classify(error)
             self._failed(verdict.fault, verdict.reason, error)
             return False

@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -48,7 +49,8 @@ def dumps(value: Any) -> bytes:
 def loads(data: bytes | str) -> Any:
     """The exact value that :func:`dumps` was given."""
     value = orjson.loads(data)
-    return untag(value) if (b'"~' if isinstance(data, bytes) else '"~') in data else value
+    marked = b'"~' in data if isinstance(data, bytes) else '"~' in data
+    return untag(value) if marked else value
 
 
 def tag(value: Any) -> Any:
@@ -87,7 +89,7 @@ def untag(value: Any) -> Any:
     return {key: untag(item) for key, item in value.items()}
 
 
-_UNTAG = {
+_UNTAG: dict[str, Callable[[Any], Any]] = {
     "~b": base64.b64decode,
     "~f": float,
     "~i": int,

@@ -83,7 +83,9 @@ class Workflow:
             insert_sql(self._dialect, info.qualified, columns, conflict=conflict),
             tuple(self.value(table, name, row[name]) for name in columns))
 
-    def update(self, connection: Connection, table: str, key: Mapping[str, Any], values: Mapping[str, Any], extra: str = "") -> int:
+    def update(
+        self, connection: Connection, table: str, key: Mapping[str, Any], values: Mapping[str, Any], extra: str = "",
+    ) -> int:
         columns = [name for name in values if self._has(table, name)]
         changes = ", ".join(f'"{name}" = {self._mark}' for name in columns)
         where = " AND ".join(f'"{name}" = {self._mark}' for name in key)
@@ -162,8 +164,7 @@ class Workflow:
         }, conflict=("id",))
         if lock_mode(connection) == "rows":
             lock_runs(connection, [run_id], self.table("workflow_runs"))  # there was no row yet when the others were locked
-        row = self.find_runs(connection, [run_id])[run_id]
-        return row
+        return self.find_runs(connection, [run_id])[run_id]
 
     def end_run(self, connection: Connection, run_id: str, *, status: str, at_ns: int, error: str | None = None) -> None:
         """End a run that has not ended. A later, surer word (the program's own end) replaces "the process died"."""

@@ -1,4 +1,4 @@
-# ruff: noqa: E501 - a case a line reads better than a case in ten
+
 """Pass 2: the spans of a trace to its events, as they should be now."""
 
 from __future__ import annotations

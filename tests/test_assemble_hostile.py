@@ -1,4 +1,4 @@
-# ruff: noqa: E501 - a case a line reads better than a case in ten
+
 """Whatever attributes hold and however spans arrive: nothing raises, no span is lost, the order of arrival tells nothing."""
 
 from __future__ import annotations

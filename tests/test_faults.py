@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 import threading
@@ -27,12 +26,11 @@ from fault_support import (
     tracing,
     wait_for,
 )
-from sqlalchemy.pool import NullPool
 from support import application_schema, postgres
 from support.proxy import Proxy
 
 from otel_cmb import clock
-from otel_cmb.journal import Journal, journals
+from otel_cmb.journal import journals
 from otel_cmb.pipeline import Pipeline, state_directory
 
 QUICK_RETRY = {"retry_max": 0.2, "busy_timeout": 0.2, "connect_timeout": 2.0}
@@ -642,7 +640,7 @@ def test_accept_over_the_cap_takes_nothing(sqlite_url: str, state_dir: Path) -> 
         big = "x" * 200_000
         with pytest.raises(Exception, match="cap"):
             for _ in range(100):
-                pipeline.accept([agent_span(**{"other": big})])
+                pipeline.accept([agent_span(other=big)])
         stats = lawful(pipeline.stats())
         assert stats.received == stats.pending == 5
         pipeline.shutdown(0.1)

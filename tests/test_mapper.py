@@ -1,4 +1,4 @@
-# ruff: noqa: E501 - a case a line reads better than a case in ten
+
 """Pass 1: what one span says by itself, vocabulary by vocabulary."""
 
 from __future__ import annotations

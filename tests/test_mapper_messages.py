@@ -1,4 +1,4 @@
-# ruff: noqa: E501 - a case a line reads better than a case in ten
+
 """Messages of every format become one readable form; what is no message stays what it is."""
 
 from __future__ import annotations

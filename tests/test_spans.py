@@ -168,7 +168,7 @@ def test_what_leaves_the_block_fails_it_and_goes_on(recorded, error, description
 
 
 def test_fail_keeps_its_message_when_an_exception_follows(recorded):
-    with pytest.raises(RuntimeError), spans.agent_call("engineer") as call:  # noqa: PT012 - the two belong together
+    with pytest.raises(RuntimeError), spans.agent_call("engineer") as call:
         call.fail("no budget left")
         raise RuntimeError("stop")
     assert only(recorded).status.description == "no budget left"

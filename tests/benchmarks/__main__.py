@@ -49,7 +49,7 @@ def main() -> int:
     print(machine(), flush=True)
     begun = time.monotonic()
     for case in cases.CASES:
-        if options.only and case.name not in options.only or case.full_only and not options.full:
+        if (options.only and case.name not in options.only) or (case.full_only and not options.full):
             continue
         with tempfile.TemporaryDirectory(prefix="otel-cmb-bench-") as directory:
             for row in case.run(Path(directory), options.rounds, options.full):

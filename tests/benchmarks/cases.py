@@ -93,7 +93,7 @@ os._exit(0)
 def overhead(directory: Path, rounds: int, full: bool) -> Iterator[Row]:
     found: dict[str, list[float]] = {"bare": [], "idle": [], "busy": []}
     for n in range(rounds):
-        for mode in found:
+        for mode in list(found):
             place = directory / f"{mode}{n}"
             place.mkdir()
             found[mode].append(float(_python(_OVERHEAD, mode, cwd=place)))

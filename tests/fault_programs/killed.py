@@ -7,10 +7,10 @@ import sys
 import threading
 import time
 
-import otel_cmb
 from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
+import otel_cmb
 from otel_cmb.event import event_id
 from otel_cmb.processor import CMBSpanProcessor
 
