@@ -66,6 +66,13 @@ class Schema:
         kind = owned.tables[table].c[name].type
         return cast(null(), Text() if isinstance(kind, JSON) else kind).label(name)
 
+    def read(self, table: str) -> list[ColumnElement[Any]]:
+        """All columns, to be read: JSON as text, so that no driver takes it apart in its own way."""
+        return [
+            cast(column, Text).label(column.name) if column.info["json"] and self.dialect != "sqlite" else column
+            for column in self.tables[table].c
+        ]
+
     def json_text(self, table: str, column: str, *path: str) -> ColumnElement[Any]:
         """The text at `path` of a JSON column; NULL where there is none or the column holds no JSON object."""
         source: ColumnElement[Any] | None = self.tables[table].c.get(column)

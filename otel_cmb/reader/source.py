@@ -100,7 +100,7 @@ class Source:
             return [make_one(row) for row in result]
 
     def select(self, table: str) -> Select[Any]:
-        return select(*self.schema[table].c)
+        return select(*self.schema.read(table))
 
     def events(self, run_id: str, after: str | None, limit: int | None) -> Select[Any]:
         """Whole rows of a run's events in execution order, from behind the cursor `after`."""
