@@ -400,6 +400,25 @@ def _closed_port() -> int:
         return int(free.getsockname()[1])
 
 
+# -- what is instrumented ------------------------------------------------------------------------------------------
+
+
+def test_verbose_says_which_instrumentor_is_used_for_which_framework(shell: Shell) -> None:
+    done = shell.run("otel-cmb", "run", "--verbose", "--", "python", "-c", "pass")
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("otel-cmb: instruments ")]
+    assert "ag2 by otel-cmb" in line
+    quiet = shell.run("otel-cmb", "run", "--", "python", "-c", "pass")
+    assert "instruments" not in quiet.stderr.replace("what is instrumented", "")
+
+
+def test_frameworks_can_be_left_out(shell: Shell) -> None:
+    done = shell.run("otel-cmb", "run", "--verbose", "--no-instrument", "ag2,openai", "--", *AG2)
+    assert done.returncode == 0, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("otel-cmb: instruments ")]
+    assert "ag2" not in line
+    assert shell.events() == []
+
+
 # -- wrong input: one sentence, exit code 2, the program does not start ------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from otel_cmb.config import Settings, safe_url
 from otel_cmb.dialects import check_url
 from otel_cmb.errors import CMBError, ConfigurationError
 from otel_cmb.faults import Fault, classify
-from otel_cmb.instrumentation import AUTO, EXCLUDED, managed_names
+from otel_cmb.instrumentation import AUTO, EXCLUDED, VERBOSE, managed_names
 from otel_cmb.pipeline import Pipeline, get_pipeline
 
 SETTLE_SECONDS = 10.0
@@ -163,7 +163,7 @@ def _environment(
     if otlp_endpoint:
         environment.update(_otlp(otlp_endpoint))
     if verbose:
-        environment["OTEL_CMB_VERBOSE"] = "1"
+        environment[VERBOSE] = "1"
     return environment
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -22,6 +23,9 @@ _log = logging.getLogger("otel_cmb")
 GROUP = "opentelemetry_instrumentor"
 AUTO = "OTEL_CMB_AUTO"
 """Set by `otel-cmb run`."""
+
+VERBOSE = "OTEL_CMB_VERBOSE"
+"""Set by `otel-cmb run --verbose`: say on stderr what is instrumented by what."""
 
 EXCLUDED = "OTEL_CMB_DISABLED_INSTRUMENTATIONS"
 """Frameworks that are not to be instrumented, separated by commas; `*` for none at all."""
@@ -101,7 +105,10 @@ def instrument_frameworks(excluded: Collection[str] = ()) -> dict[str, str]:
                    if entry_point.name in framework.entry_points):
                 taken[framework.name] = distribution
                 break
-    _log.info("otel-cmb instruments %s", ", ".join(f"{name} by {by}" for name, by in taken.items()) or "no framework")
+    said = ", ".join(f"{name} by {by}" for name, by in taken.items()) or "no framework"
+    _log.info("otel-cmb instruments %s", said)
+    if os.environ.get(VERBOSE):
+        sys.stderr.write(f"otel-cmb: instruments {said}\n")
     return taken
 
 
