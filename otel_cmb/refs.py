@@ -212,7 +212,7 @@ def _written(reference: dict[str, Any], row: Mapping[str, Any]) -> str | None:
 def _small(key: str, value: Any, kind: type, places: Places) -> Any | None:
     for path in HELD.get(key, ()):
         held = places.scalars.get(path, _MISSING)
-        if type(held) is kind and held == value and value == value:  # noqa: PLR0124 - NaN
+        if type(held) is kind and held == value and (kind is not float or repr(held) == repr(value)):  # -0.0 is not 0.0
             return path
     if key in FEW and kind is str and len(value) <= _FEW_BYTES:
         return {"value": value}
