@@ -244,6 +244,20 @@ def test_multiprocessing_children_belong_to_the_program(shell: Shell, method: st
     assert {event.status for event in shell.events()} == {"completed"}
 
 
+def test_a_program_that_replaces_itself_is_still_the_program(shell: Shell) -> None:
+    """Servers that reload and scripts that enter their virtual environment do it by `exec`."""
+    shell.program("""
+        import os, sys
+        with agent(f"life {len(sys.argv)}"):
+            pass
+        if len(sys.argv) == 1:
+            os.execv(sys.executable, [sys.executable, *sys.argv, "again"])
+    """)
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py")
+    assert done.returncode == 0, done.stderr
+    assert sorted(event.agent_name for event in shell.events()) == ["life 1", "life 2"]
+
+
 def test_a_fork_keeps_its_own_spans_and_never_those_of_its_parent(shell: Shell) -> None:
     shell.program("""
         import os

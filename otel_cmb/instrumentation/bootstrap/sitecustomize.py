@@ -1,7 +1,7 @@
 """Imported by every Python that starts under `otel-cmb run`: the program is auto-instrumented, its children are not.
 
 An agent's code executor starts Python too; a second tracer there would write into the code's output. The program's own
-`multiprocessing` children (spawn, forkserver) are the program and are instrumented.
+`multiprocessing` children (spawn, forkserver) are the program and are instrumented; so is what it replaces itself with (`exec`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def _is_multiprocessing() -> bool:
 
 
 def _begin() -> None:
-    wanted = os.environ.get(_MARK)
-    if wanted is None or (wanted != "program" and not _is_multiprocessing()):
+    wanted, used = os.environ.get(_MARK), f"child of {os.getpid()}"
+    if wanted is None or (wanted not in ("program", used) and not _is_multiprocessing()):
         return
-    os.environ[_MARK] = f"child of {os.getpid()}"
+    os.environ[_MARK] = used
     try:
         from opentelemetry.instrumentation.auto_instrumentation import initialize
 
