@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from commands import BIN, ROOT, Shell, eventually
 from otlp_server import OTLPServer
+from support.proxy import Proxy
 
 from otel_cmb.event import event_id
 
@@ -570,3 +571,30 @@ def test_the_code_that_ag2_runs_prints_only_what_it_prints(shell: Shell) -> None
     shell.run("otel-cmb", "run", "--", *AG2)
     worked = [event for event in shell.events() if event.event_type == "code_exec"][-1]
     assert worked.outputs == {"result": "age of the universe: 13.80 Gyr\n"}
+
+
+def test_what_ran_while_the_database_was_away_is_stored_when_it_is_back(
+    shell: Shell, cuttable_postgresql: tuple[str, Proxy],
+) -> None:
+    """Run, node and events wait in the journal; `otel-cmb parked replay` brings them, with the times they had."""
+    url, proxy = cuttable_postgresql
+    shell.program("""
+        import otel_cmb
+        with otel_cmb.node("step_1"):
+            with agent("engineer"):
+                print("done")
+    """)
+    proxy.cut()
+    quick = {"OTEL_EXPORTER_CMB_DATABASE_URL": url, "OTEL_EXPORTER_CMB_SHUTDOWN_TIMEOUT": "0.5",
+             "OTEL_EXPORTER_CMB_CONNECT_TIMEOUT": "1"}
+    done = shell.run("otel-cmb", "run", "--task", "in the dark", "--", "python", "program.py", **quick)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+    assert "is away" in done.stderr
+    proxy.restore()
+    replayed = shell.run("otel-cmb", "parked", "replay", **quick)
+    assert replayed.returncode == 0, replayed.stdout + replayed.stderr
+    run = only_run(shell, url)
+    assert (run.status, run.task_description) == ("completed", "in the dark")
+    assert run.started_at < run.completed_at
+    [event] = shell.events(url)
+    assert (event.agent_name, event.node_id, event.status) == ("engineer", "step_1", "completed")
