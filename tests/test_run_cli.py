@@ -573,6 +573,57 @@ def test_the_code_that_ag2_runs_prints_only_what_it_prints(shell: Shell) -> None
     assert worked.outputs == {"result": "age of the universe: 13.80 Gyr\n"}
 
 
+def test_an_async_ag2_chat_with_a_legacy_executor_in_a_thread_is_one_run(shell: Shell) -> None:
+    """Two chats at once, one async and one in a thread; code by the old `work_dir` configuration; a tool that fails."""
+    shell.program("""
+        import asyncio, sys, threading
+        from autogen import AssistantAgent, UserProxyAgent
+        from scripted_server import ScriptedServer, call, say
+
+        SCRIPT = {
+            "You write code": [say("```python\\nprint(6 * 7)\\n```"), say("TERMINATE")],
+            "You use tools": [call("weigh", {"galaxy": "M31"}), say("TERMINATE")],
+        }
+
+        def pair(config, about, **proxy):
+            assistant = AssistantAgent("assistant", system_message=about, llm_config=config)
+            user = UserProxyAgent("user", human_input_mode="NEVER", max_consecutive_auto_reply=3,
+                                  is_termination_msg=lambda m: "TERMINATE" in (m.get("content") or ""), **proxy)
+            return assistant, user
+
+        with ScriptedServer(SCRIPT) as server:
+            config = {"config_list": [{"model": "gpt-4o-mini", "api_key": "none", "base_url": server.base_url}],
+                      "cache_seed": None}
+            coder, runner = pair(config, "You write code", code_execution_config={"work_dir": "work", "use_docker": False})
+            scientist, hands = pair(config, "You use tools", code_execution_config=False)
+
+            @hands.register_for_execution()
+            @scientist.register_for_llm(description="weigh a galaxy")
+            def weigh(galaxy: str) -> str:
+                raise ValueError("too heavy: " + galaxy)
+
+            thread = threading.Thread(target=lambda: runner.initiate_chat(coder, message="six times seven"))
+            thread.start()
+            asyncio.run(hands.a_initiate_chat(scientist, message="weigh it"))
+            thread.join()
+    """)
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py", PYTHONPATH=str(ROOT / "examples"))
+    assert done.returncode == 0, done.stderr
+    run = only_run(shell)
+    assert run.status == "completed"
+    events = shell.events()
+    [code] = [event for event in events if event.event_type == "code_exec"]
+    assert code.inputs == {"code": "print(6 * 7)"}
+    assert "42" in code.outputs["result"]
+    assert (code.status, code.meta["exit_code"]) == ("completed", 0)
+    [tool] = [event for event in events if event.event_type == "tool_call"]
+    assert (tool.inputs, tool.status) == ({"tool_name": "weigh", "arguments": {"galaxy": "M31"}}, "failed")
+    assert "too heavy: M31" in tool.error_message
+    assert {event.node_id for event in events} == {"chat_1", "chat_2"}
+    assert sum(event.meta.get("tokens", 0) for event in events if event.meta) == sum(120 + 2 * n for n in range(1, 5))
+    assert {event.status for event in events if event.event_type != "tool_call"} == {"completed"}
+
+
 def test_what_ran_while_the_database_was_away_is_stored_when_it_is_back(
     shell: Shell, cuttable_postgresql: tuple[str, Proxy],
 ) -> None:
