@@ -39,13 +39,7 @@ _stamp_values = attrgetter(*_STAMP)
 def content_id(body: Mapping[str, Any]) -> tuple[str, str]:
     """Id and JSON text (tagged) of a resource or shape; the id is the text's hex BLAKE2b-128. The order of keys counts:
     it is part of the JSON texts a shape describes."""
-    try:
-        key = orjson.dumps(body)
-    except orjson.JSONEncodeError:
-        key = orjson.dumps(tagged.tag(body))
-    else:
-        if not tagged.holds(key):
-            key = orjson.dumps(tagged.tag(body))
+    key = tagged.dumps(body)
     found = _content_ids.get(key)
     if found is None:
         if len(_content_ids) >= 4096:

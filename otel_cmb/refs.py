@@ -16,7 +16,7 @@ small values are referred to, by :data:`HELD`, and values of few kinds (:data:`F
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -76,6 +76,7 @@ HELD: dict[str, tuple[str, ...]] = {
     "ag2.code_execution.output": ("outputs.result",), "error.type": ("meta.error_type",),
 }
 """Where a small value usually is in the row."""
+_HELD = {key: tuple((path, *path.split(".")) for path in paths) for key, paths in HELD.items()}
 
 FEW = frozenset({
     "gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.system", "gen_ai.request.model", "gen_ai.response.model",
@@ -85,6 +86,7 @@ FEW = frozenset({
     "gen_ai.agent.description", "gen_ai.tool.description", "error.type", "logfire.span_type", "logfire.json_schema",
 })
 """Attributes with few different values in all of a database."""
+_SMALL = frozenset(HELD) | FEW
 _FEW_BYTES = 256
 _WORDS = frozenset({
     "", "user", "assistant", "system", "developer", "tool", "function", "text", "tool_call", "tool_call_response",
@@ -97,13 +99,12 @@ _MISSING = object()
 class Places:
     """What texts and containers a row holds, and where."""
 
-    __slots__ = ("containers", "nodes", "ordered", "row", "scalars", "texts")
+    __slots__ = ("containers", "nodes", "ordered", "row", "texts")
 
     def __init__(self, *, ordered: bool = True) -> None:
         self.row: dict[str, Any] = {}
         self.texts: dict[str, str] = {}
         self.containers: dict[bytes, str] = {}
-        self.scalars: dict[str, Any] = {}
         self.nodes = 0
         self.ordered = ordered
         """Whether the database keeps the order of an object's keys, and so the text of a JSON text (jsonb does not)."""
@@ -111,28 +112,27 @@ class Places:
     def put(self, column: str, value: Any) -> None:
         """Remember a column's value and what is in it."""
         self.row[column] = value
-        self.add(column, value)
-
-    def add(self, path: str, value: Any, depth: int = 0) -> None:
         kind = type(value)
-        if depth < 2 and kind is not dict and kind is not list:
-            self.scalars[path] = value
         if kind is str:
             if len(value) >= _MIN_TEXT:
-                self.texts.setdefault(value, path)
-            return
-        if (kind is not dict and kind is not list) or depth > _MAX_DEPTH or self.nodes > _MAX_NODES:
+                self.texts.setdefault(value, column)
+        elif kind is dict or kind is list:
+            self._walk(column, value, 0)
+
+    def _walk(self, path: str, value: Any, depth: int) -> None:
+        if depth > _MAX_DEPTH or self.nodes > _MAX_NODES:
             return
         self.nodes += len(value)
         if depth == 1 and self.ordered:
             self._add_container(path, value)
-        if kind is dict:
-            for key, item in value.items():
-                if "." not in key:
-                    self.add(f"{path}.{key}", item, depth + 1)
-        else:
-            for n, item in enumerate(value):
-                self.add(f"{path}.{n}", item, depth + 1)
+        items: Iterable[tuple[Any, Any]] = value.items() if type(value) is dict else enumerate(value)
+        for key, item in items:
+            kind = type(item)
+            if kind is str:
+                if len(item) >= _MIN_TEXT and (type(key) is int or "." not in key):
+                    self.texts.setdefault(item, f"{path}.{key}")
+            elif (kind is dict or kind is list) and (type(key) is int or "." not in key):
+                self._walk(f"{path}.{key}", item, depth + 1)
 
     def _add_container(self, path: str, value: Any) -> None:
         try:
@@ -156,8 +156,8 @@ def pack(
     texts = places.texts
     for key, value in attributes.items():
         kind = type(value)
-        if common is not None:
-            reference = _small(key, value, kind, places)
+        if common is not None and key in _SMALL:
+            reference = _small(key, value, kind, places.row)
             if reference is not None:
                 common[key] = reference
                 continue
@@ -169,17 +169,25 @@ def pack(
                 refs[key] = path
                 continue
             if places.ordered and len(value) >= _MIN_JSON and value[0] in "[{":
-                recent = _recent.get(key)
-                if recent is not None and _written(recent, places.row) == value:
-                    refs[key] = recent  # written like the one before it, which is much quicker to see than to find out
+                forms = _recent.get(key, ())
+                for form in forms:
+                    if form.writes(value, places.row):
+                        break
+                else:
+                    form = None
+                if form is not None:  # written like one before it, which is much quicker to see than to find out
+                    if common is not None:
+                        common[key] = form.reference
+                    else:
+                        refs[key] = form.reference
                     continue
                 reference = _json_reference(value, places)
                 if reference is not None:
-                    refs[key] = reference
                     if common is not None and _is_common(reference):
-                        if len(_recent) >= 256:
-                            _recent.clear()
-                        _recent[key] = reference
+                        common[key] = reference
+                        _remember(key, reference, forms)
+                    else:
+                        refs[key] = reference
                     continue
             if own:
                 texts[value] = "@" + key
@@ -188,9 +196,7 @@ def pack(
             if template is not None:
                 refs[key] = {"value": template}
     if common is not None and refs:
-        for key in [
-            key for key, reference in refs.items() if _recent.get(key) is reference or _is_common(reference)
-        ]:
+        for key in [key for key, reference in refs.items() if _is_common(reference)]:
             common[key] = refs.pop(key)
     if not refs and not common:
         return attributes, refs
@@ -198,20 +204,72 @@ def pack(
     return {key: value for key, value in attributes.items() if key not in gone}, refs
 
 
-_recent: dict[str, dict[str, Any]] = {}
-"""The reference last found for an attribute that is a JSON text, where nothing in it is of the one row."""
+class _Form:
+    """A reference to a JSON text in which nothing is of the one row, as the pieces of text between its places."""
+
+    __slots__ = ("head", "pieces", "reference", "style")
+
+    def __init__(self, reference: dict[str, Any]) -> None:
+        self.reference = reference
+        self.style: str = reference["json"]
+        paths: list[str] = []
+        text = _write(_marked(reference["value"], paths), self.style)
+        texts = text.split(_write(_MARK, self.style))
+        self.head = texts[0]
+        self.pieces: list[tuple[list[str], str]] | None = None  # of nested and of indented texts: no pieces
+        if len(texts) == len(paths) + 1 and not self.style.startswith("indent") and '"$json"' not in text:
+            self.pieces = [(path.split("."), after) for path, after in zip(paths, texts[1:], strict=True)]
+
+    def writes(self, text: str, row: Mapping[str, Any]) -> bool:
+        """Whether the reference stands for this text."""
+        try:
+            if self.pieces is None:
+                return _write(_expand(self.reference["value"], row, {}), self.style) == text
+            if not text.startswith(self.head):
+                return False
+            made = self.head
+            for path, after in self.pieces:
+                value: Any = row
+                for part in path:
+                    value = value[int(part)] if type(value) is list else value[part]
+                made += _write(value, self.style) + after
+        except (LookupError, TypeError, ValueError):
+            return False
+        return made == text
 
 
-def _written(reference: dict[str, Any], row: Mapping[str, Any]) -> str | None:
-    try:
-        return _write(_expand(reference["value"], row, {}), reference["json"])
-    except (TypeError, ValueError):
-        return None
+_MARK = "\uf8ff a place \uf8ff"
 
 
-def _small(key: str, value: Any, kind: type, places: Places) -> Any | None:
-    for path in HELD.get(key, ()):
-        held = places.scalars.get(path, _MISSING)
+def _marked(template: Any, paths: list[str]) -> Any:
+    """The template with a mark in each place."""
+    if type(template) is list:
+        return [_marked(item, paths) for item in template]
+    if type(template) is not dict:
+        return template
+    if len(template) == 1 and "$" in template:
+        paths.append(template["$"])
+        return _MARK
+    return {key: _marked(item, paths) for key, item in template.items()}
+
+
+_recent: dict[str, tuple[_Form, ...]] = {}
+"""The forms last found for an attribute that is a JSON text, by its key."""
+_FORMS = 4
+
+
+def _remember(key: str, reference: dict[str, Any], forms: tuple[_Form, ...]) -> None:
+    if len(_recent) >= 256:
+        _recent.clear()
+    others = [form for form in forms if form.reference != reference]
+    _recent[key] = (_Form(reference), *others[: _FORMS - 1])
+
+
+def _small(key: str, value: Any, kind: type, row: Mapping[str, Any]) -> Any | None:
+    for path, column, *inner in _HELD.get(key, ()) if kind is not list and kind is not dict else ():
+        held = row.get(column, _MISSING)
+        if inner:
+            held = held.get(inner[0], _MISSING) if type(held) is dict else _MISSING
         if type(held) is kind and held == value and (kind is not float or repr(held) == repr(value)):  # -0.0 is not 0.0
             return path
     if key in FEW and kind is str and len(value) <= _FEW_BYTES:

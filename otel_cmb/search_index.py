@@ -82,7 +82,9 @@ def _float(value: float) -> str:
         mantissa, _, exponent = repr(value).partition("e")
         if exponent:
             return f"{mantissa.removesuffix('.0')}e{exponent[0]}{exponent[1:].lstrip('0')}"
-    text = format(Decimal(repr(value)), "f")
+    text = repr(value)
+    if "e" in text:
+        text = format(Decimal(text), "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
@@ -118,9 +120,7 @@ def tags_of(span: Span, shared: dict[int, tuple[Any, frozenset[bytes]]] | None =
         _add(found, event.attributes)
     for link in span.links:
         _add(found, link.attributes)
-    _add(found, {
-        OPERATION: span.name[:_NAME], SPAN_KIND: str(span.kind), SPAN_STATUS: str(span.status_code),
-    })
+    found |= _tags_of_operation(span.name[:_NAME], span.kind, span.status_code)
     for part in (span.resource, span.scope):
         known = None if shared is None else shared.get(id(part))
         if known is None:
@@ -131,6 +131,13 @@ def tags_of(span: Span, shared: dict[int, tuple[Any, frozenset[bytes]]] | None =
                 shared[id(part)] = known
         found |= known[1]
     return found
+
+
+@lru_cache(maxsize=4096)
+def _tags_of_operation(name: str, kind: int, status: int) -> frozenset[bytes]:
+    found: set[bytes] = set()
+    _add(found, {OPERATION: name, SPAN_KIND: str(kind), SPAN_STATUS: str(status)})
+    return frozenset(found)
 
 
 def _tags_of_shared(part: Resource | Scope) -> frozenset[bytes]:

@@ -31,10 +31,9 @@ _INT_MIN, _INT_MAX = -(1 << 63), (1 << 63) - 1
 def holds(data: bytes) -> bool:
     """Whether `data`, made by orjson from a value, certainly says all of it: orjson writes NaN as `null`, so any `null`
     may be one; an object with a key `~` has to be told from a tag; PostgreSQL's jsonb refuses `\\u0000`."""
-    return not (
-        b":null" in data or b",null" in data or b"[null" in data or data == b"null"
-        or b'"~' in data or b"\\u0000" in data
-    )
+    if b"null" in data and (b":null" in data or b",null" in data or b"[null" in data or data == b"null"):
+        return False
+    return b'"~' not in data and b"\\u0000" not in data
 
 
 def dumps(value: Any) -> bytes:
