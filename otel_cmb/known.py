@@ -8,17 +8,15 @@ the ones it knows.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import orjson
 from sqlalchemy import Connection
 
 from otel_cmb import clock, mapper, rebuild
+from otel_cmb.beside import KEPT_NS, Beside, prefix_of
 from otel_cmb.binding import Binding
 from otel_cmb.config import Settings
 from otel_cmb.dialects import in_list, insert_sql, list_param, mark, qualified, timestamp
@@ -36,7 +34,6 @@ T = TypeVar("T")
 _CHUNK = 100
 """Traces asked for in one statement: keeps it under SQLite's limits on terms and expression depth."""
 
-SKELETONS_KEPT_NS = 24 * 3600 * 1_000_000_000
 
 
 class Known:
@@ -48,7 +45,7 @@ class Known:
         self._mark = mark(binding.dialect)
         self._events = binding.tables["execution_events"].qualified
         self._bodies: dict[str, dict[str, Any]] = {}
-        self._file = None if binding.owned else _SkeletonFile(directory)
+        self.beside = None if binding.owned else Beside(directory)
         self._search = IndexWriter(binding.dialect, binding.schema) if binding.owned else None
         self._cleaned = 0
 
@@ -72,14 +69,15 @@ class Known:
                 f"SELECT trace_id, writer FROM {table} WHERE {in_list(self._binding.dialect, 'trace_id')}",
                 (list_param(self._binding.dialect, trace_ids),))
             return {row[0]: row[1] for row in rows}
-        found: dict[str, dict[str, str]] = {trace_id: {} for trace_id in trace_ids}
-        by_prefix = {_prefix(trace_id): trace_id for trace_id in trace_ids}
-        for row in self._ranged(connection, trace_ids, self._events, "id, status"):
-            found[by_prefix[row[0][:18]]][row[0]] = row[1]
-        assert self._file is not None
-        for id_, _ in self._file.load(trace_ids):
-            found[by_prefix[id_[:18]]][id_] = ""
-        return {trace_id: frozenset(rows.items()) for trace_id, rows in found.items() if rows}
+        found: dict[str, set[tuple[Any, ...]]] = {trace_id: set() for trace_id in trace_ids}
+        by_prefix = {prefix_of(trace_id): trace_id for trace_id in trace_ids}
+        # A span merged into another's row changes nothing but the length of its meta.
+        for row in self._ranged(connection, trace_ids, self._events, "id, status, length(CAST(meta AS TEXT))"):
+            found[by_prefix[row[0][:18]]].add(tuple(row))
+        assert self.beside is not None
+        for id_, body in self.beside.load(trace_ids):
+            found[by_prefix[id_[:18]]].add((id_, len(body)))
+        return {trace_id: frozenset(rows) for trace_id, rows in found.items() if rows}
 
     def runs_of_traces(self, connection: Connection, trace_ids: Iterable[str]) -> dict[str, str]:
         """The run of any stored event of each trace."""
@@ -110,7 +108,7 @@ class Known:
         """The traces as stored: facts of all their spans and the order numbers their rows hold."""
         if not trace_ids:
             return []
-        traces = {_prefix(trace_id): Trace(trace_id) for trace_id in trace_ids}
+        traces = {prefix_of(trace_id): Trace(trace_id) for trace_id in trace_ids}
         markers = self.markers(connection, trace_ids)
         resolve = self._resolver(connection)
         columns = ("id", "run_id", "execution_order", "inputs", "outputs", "error_message", "meta")
@@ -131,8 +129,8 @@ class Known:
         if self._binding.owned:
             skeletons = self._ranged(connection, trace_ids, self._own("otel_cmb_spans"), "id, body")
         else:
-            assert self._file is not None
-            skeletons = self._file.load(trace_ids)
+            assert self.beside is not None
+            skeletons = self.beside.load(trace_ids)
         for id_, body in skeletons:
             trace = traces[id_[:18]]
             facts = mapper.from_skeleton(orjson.loads(body))
@@ -195,11 +193,11 @@ class Known:
                     put.append((id_, orjson.dumps(mapper.skeleton(facts)).decode()))
                     trace.skeletons.add(id_)
             trace.touched.clear()
-        if self._file is not None:
-            self._file.save(put, drop)
-            for trace, after in changes:
-                states = {id_: event.status for id_, event in after.items()}
-                trace.marker = frozenset({**states, **dict.fromkeys(trace.skeletons, "")}.items())
+        if self.beside is not None:
+            self.beside.save(put, drop)
+            markers = self.markers(connection, [trace.trace_id for trace, _ in changes])
+            for trace, _ in changes:
+                trace.marker = markers.get(trace.trace_id)
             return
         self._save_owned(connection, put, drop)
         if self._search is not None:
@@ -217,11 +215,11 @@ class Known:
         if drop:
             connection.exec_driver_sql(
                 f"DELETE FROM {table} WHERE {in_list(dialect, 'id')}", (list_param(dialect, drop),))
-        if put and now - self._cleaned > SKELETONS_KEPT_NS // 24:
+        if put and now - self._cleaned > KEPT_NS // 24:
             self._cleaned = now
             connection.exec_driver_sql(
                 f"DELETE FROM {table} WHERE seen_at < {self._mark}",
-                (timestamp(dialect, "timestamp", now - SKELETONS_KEPT_NS),))
+                (timestamp(dialect, "timestamp", now - KEPT_NS),))
 
     def _sign(self, connection: Connection, traces: Sequence[Trace], writer: str) -> None:
         rows = []
@@ -238,92 +236,6 @@ class Known:
                 insert_sql(self._binding.dialect, self._own("otel_cmb_traces"),
                            ("trace_id", "writer", "start_ns", "end_ns"), conflict=("trace_id",),
                            update=("writer", "start_ns", "end_ns")), sorted(rows))
-
-
-class _SkeletonFile:
-    """Skeletons of spans without a row, beside an attached database: shared by the processes of this host."""
-
-    def __init__(self, directory: str):
-        self._path = os.path.join(directory, "skeletons.db")
-        self._saves = 0
-        self._said = False
-        self._memory: dict[str, str] = {}
-        """What the file could not take: its trouble never delays a row."""
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        connection = sqlite3.connect(self._path, timeout=10, isolation_level=None)
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS skeletons (id TEXT PRIMARY KEY, seen INTEGER, body TEXT) WITHOUT ROWID")
-            yield connection
-        finally:
-            connection.close()
-
-    def load(self, trace_ids: Sequence[str]) -> list[tuple[str, str]]:
-        found = self._guarded(lambda: self._load(trace_ids)) or []
-        if self._memory:
-            prefixes = {_prefix(trace_id) for trace_id in trace_ids}
-            known = {id_ for id_, _ in found}
-            found += [(id_, body) for id_, body in self._memory.items() if id_[:18] in prefixes and id_ not in known]
-        return found
-
-    def save(self, put: Sequence[tuple[str, str]], drop: Sequence[str]) -> None:
-        if not put and not drop:
-            return
-        if self._guarded(lambda: self._save(put, drop)) is None:
-            self._memory.update(put)
-            while len(self._memory) > 10_000:
-                self._memory.pop(next(iter(self._memory)))
-        for id_ in drop if self._memory else ():
-            self._memory.pop(id_, None)
-
-    def _guarded(self, work: Callable[[], T]) -> T | None:
-        """Its result; `None` where the file cannot be used now. A damaged file is put aside."""
-        try:
-            return work()
-        except (sqlite3.OperationalError, OSError) as error:
-            reason: Exception = error
-        except sqlite3.DatabaseError as error:
-            reason = error
-            with contextlib.suppress(OSError):
-                os.replace(self._path, f"{self._path}.damaged-{clock.now_ns()}")
-        if not self._said:
-            self._said = True
-            _log.warning("otel-cmb: %s cannot be used: %s; what it would hold is remembered by this process only",
-                         self._path, reason)
-        return None
-
-    def _load(self, trace_ids: Sequence[str]) -> list[tuple[str, str]]:
-        if not os.path.exists(self._path):
-            return []
-        found: list[tuple[str, str]] = []
-        with self._open() as connection:
-            for trace_id in trace_ids:
-                found += connection.execute(
-                    "SELECT id, body FROM skeletons WHERE id BETWEEN ? AND ?", trace_id_range(trace_id)).fetchall()
-        return found
-
-    def _save(self, put: Sequence[tuple[str, str]], drop: Sequence[str]) -> bool:
-        os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
-        now = clock.now_ns()
-        with self._open() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.executemany(
-                "INSERT OR REPLACE INTO skeletons VALUES (?, ?, ?)", [(id_, now, body) for id_, body in put])
-            connection.executemany("DELETE FROM skeletons WHERE id = ?", [(id_,) for id_ in drop])
-            if self._saves % 1000 == 0:
-                connection.execute("DELETE FROM skeletons WHERE seen < ?", (now - SKELETONS_KEPT_NS,))
-            connection.execute("COMMIT")
-        self._saves += 1
-        return True
-
-
-def _prefix(trace_id: str) -> str:
-    """The part of an event id that all events of the trace share: 60 bits, with the version digit between."""
-    return trace_id_range(trace_id)[0][:18]
 
 
 def _chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:

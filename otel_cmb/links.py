@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
+from otel_cmb.beside import Beside
 from otel_cmb.binding import Binding
 from otel_cmb.dialects import in_list, insert_sql, list_param, mark, qualified, update_sql
 from otel_cmb.traces import Change
@@ -14,13 +15,14 @@ from otel_cmb.workflow import Workflow
 __all__ = ["Links"]
 
 REMEMBERED = 10_000
-"""Most children and events without a node that one process remembers beside an attached database."""
+"""Most events without a node that one process remembers beside an attached database."""
 
 
 class Links:
     """Parents of other traces, and nodes of an attached database that come late."""
 
-    def __init__(self, binding: Binding, workflow: Workflow):
+    def __init__(self, binding: Binding, workflow: Workflow, beside: Beside | None):
+        self._beside = beside
         self._binding = binding
         self._workflow = workflow
         self._mark = mark(binding.dialect)
@@ -54,28 +56,36 @@ class Links:
     def link_waiting(self, connection: Connection, changes: Sequence[Change]) -> None:
         """Link children in other traces whose parent has come; remember those whose parent has not.
 
-        An owned database remembers them in a table, so that the parent may come by another process; beside an attached one
-        this process does (:meth:`link_late`).
+        Remembered in a table of an owned database, so that the parent may come by any process; beside an attached one in a
+        file that the processes of this host share.
         """
-        if not self._binding.owned:
-            while len(self._waiting) > REMEMBERED:
-                self._waiting.pop(next(iter(self._waiting)))
-            return
-        table = qualified("otel_cmb_waiting", self._binding.schema)
-        if self._waiting:
-            connection.exec_driver_sql(
-                insert_sql(self._binding.dialect, table, ("parent_id", "child_id"), conflict=("parent_id", "child_id")),
-                sorted((parent, child) for parent, children in self._waiting.items() for child in children))
-            self._waiting.clear()
+        pairs = sorted((parent, child) for parent, children in self._waiting.items() for child in children)
+        self._waiting.clear()
         new = {event.id: event for change in changes for event in change.new}
+        found = self._through_file(pairs, list(new)) if self._beside is not None else (
+            self._through_table(connection, pairs, list(new)))
+        for parent_id, child_id in found:
+            self._link(connection, child_id, parent_id, new[parent_id].depth, new[parent_id].run_id)
+
+    def _through_file(self, pairs: Sequence[tuple[str, str]], new: Sequence[str]) -> Sequence[tuple[str, str]]:
+        assert self._beside is not None
+        self._beside.wait(pairs)
+        return self._beside.waiting_for(new)
+
+    def _through_table(
+        self, connection: Connection, pairs: Sequence[tuple[str, str]], new: Sequence[str],
+    ) -> Sequence[tuple[str, str]]:
+        dialect, table = self._binding.dialect, qualified("otel_cmb_waiting", self._binding.schema)
+        if pairs:
+            key = ("parent_id", "child_id")
+            connection.exec_driver_sql(insert_sql(dialect, table, key, conflict=key), list(pairs))
         if not new or connection.exec_driver_sql(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is None:
-            return
-        bound = (list_param(self._binding.dialect, new),)
-        where = in_list(self._binding.dialect, "parent_id")
-        for parent_id, child_id in connection.exec_driver_sql(
-                f"SELECT parent_id, child_id FROM {table} WHERE {where}", bound).fetchall():
-            self._link(connection, child_id, new[parent_id].id, new[parent_id].depth, new[parent_id].run_id)
-        connection.exec_driver_sql(f"DELETE FROM {table} WHERE {where}", bound)
+            return []
+        bound, where = (list_param(dialect, new),), in_list(dialect, "parent_id")
+        found = connection.exec_driver_sql(f"SELECT parent_id, child_id FROM {table} WHERE {where}", bound).fetchall()
+        if found:
+            connection.exec_driver_sql(f"DELETE FROM {table} WHERE {where}", bound)
+        return [(row[0], row[1]) for row in found]
 
     def _link(self, connection: Connection, child: str, parent: str, depth: int, run_id: str | None) -> None:
         linked = connection.exec_driver_sql(
@@ -90,12 +100,12 @@ class Links:
 
     @property
     def any_late(self) -> bool:
-        """Whether something waits for :meth:`link_late`."""
-        return bool(self._unlinked or self._waiting)
+        """Whether an event waits for its node."""
+        return bool(self._unlinked)
 
     def link_late(self, connection: Connection) -> int:
-        """In an attached database: link events whose node or parent (in another trace) was not there when they were
-        written; how many were linked. The caller's transaction."""
+        """In an attached database: link events whose node was not there when they were written; how many were linked.
+        The caller's transaction."""
         linked = 0
         for id_, (run_id, name) in list(self._unlinked.items()):
             found = self._workflow.find_node(connection, run_id, name)
@@ -103,13 +113,6 @@ class Links:
                 connection.exec_driver_sql(update_sql(self._binding.dialect, self._events, ("node_id",)), (found, id_))
                 del self._unlinked[id_]
                 linked += 1
-        if self._waiting:
-            for parent_id, depth, run_id in connection.exec_driver_sql(
-                    f"SELECT id, depth, run_id FROM {self._events} WHERE {in_list(self._binding.dialect, 'id')}",
-                    (list_param(self._binding.dialect, self._waiting),)).fetchall():
-                for child in self._waiting.pop(parent_id, ()):
-                    self._link(connection, child, parent_id, depth, run_id)
-                    linked += 1
         while len(self._unlinked) > REMEMBERED:
             self._unlinked.pop(next(iter(self._unlinked)))
         return linked

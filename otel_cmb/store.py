@@ -101,7 +101,7 @@ class Store:
             else:
                 self._rows = EventRows(binding)
             self._known = Known(binding, self._settings, self._directory)
-            self._links = Links(binding, self._workflow)
+            self._links = Links(binding, self._workflow, self._known.beside)
             self._placing = Placing(self._settings, self._workflow, self._known, self._links, owned=binding.owned,
                                     per_trace_runs=self.per_trace_runs)
             self._commands = Commands(self._settings, self._workflow, self._placing, owned=binding.owned)
