@@ -211,7 +211,7 @@ def _amount(value: Any) -> int | float | None:
             value = float(value)
         except ValueError:
             return None
-    return value if isinstance(value, int | float) and 0 <= value < 1e15 else None
+    return value if isinstance(value, (int, float)) and 0 <= value < 1e15 else None
 
 
 def _spent(facts: Facts) -> tuple[Columns, int | float | None]:
@@ -262,7 +262,7 @@ def _meta(facts: Facts, kind: str) -> Columns:
             temperature = invocation.get("temperature")
             if "model" not in meta and isinstance(invocation.get("model"), str):
                 meta["model"] = invocation["model"]
-        if isinstance(temperature, int | float) and not isinstance(temperature, bool):
+        if isinstance(temperature, (int, float)) and not isinstance(temperature, bool):
             meta["temperature"] = temperature
         reason = as_json(found.get("finish_reason"))
         if isinstance(reason, list):
@@ -272,7 +272,7 @@ def _meta(facts: Facts, kind: str) -> Columns:
     for name, key in _PLAIN_META:
         if name in found:
             value = found[name]
-            if isinstance(value, str | int | float) and value not in ("", "<not specified>"):
+            if isinstance(value, (str, int, float)) and value not in ("", "<not specified>"):
                 meta[key] = value
     if kind in (CODE, HANDOFF) and facts.tool is not None:
         meta["tool_name"] = facts.tool

@@ -12,7 +12,7 @@ from typing import Any
 
 from otel_cmb.config import CODE_TOOLS
 from otel_cmb.event import STATUS_ERROR, Span, event_id
-from otel_cmb.mapper_facts import Facts, from_skeleton, is_event, named, placed, skeleton
+from otel_cmb.mapper_facts import Facts, from_skeleton, is_event, named, named_run, placed, skeleton
 from otel_cmb.mapper_results import as_mapping, error_result, whole
 from otel_cmb.mapper_tools import read_tool
 from otel_cmb.messages import as_json
@@ -27,7 +27,7 @@ from otel_cmb.vocabulary.base import (
     TOOL,
 )
 
-__all__ = ["Facts", "from_skeleton", "is_event", "named", "placed", "read", "skeleton"]
+__all__ = ["Facts", "from_skeleton", "is_event", "named", "named_run", "placed", "read", "skeleton"]
 
 
 def read(
@@ -85,7 +85,7 @@ def _collect(attributes: Mapping[str, Any]) -> dict[str, Any]:
         slot = field_of(key)
         if slot is not None and value is not None:
             name, rank = slot
-            if rank < ranks.get(name, 1000):
+            if name not in ranks or rank < ranks[name]:
                 found[name] = value
                 ranks[name] = rank
     return found
@@ -93,8 +93,10 @@ def _collect(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _classify(facts: Facts, attributes: Mapping[str, Any]) -> None:
     for key, kinds in DISCRIMINATORS:
-        value = attributes.get(key)
-        if value is None or type(value) is not str:
+        if key not in attributes:
+            continue
+        value = attributes[key]
+        if type(value) is not str:
             continue
         kind = kinds.get(value) or kinds.get(value.lower()) or kinds.get(value.upper())
         if kind is not None:
@@ -165,7 +167,7 @@ def _name_agent(facts: Facts) -> None:
     if isinstance(name, str) and name not in _NO_NAMES:
         facts.agent = name
         return
-    if name is not None and isinstance(name, int | float):
+    if name is not None and isinstance(name, (int, float)):
         facts.agent = str(name)
         return
     metadata = found.get("metadata")

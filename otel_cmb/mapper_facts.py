@@ -9,7 +9,7 @@ from typing import Any
 from otel_cmb.event import Link, Span, Stamp
 from otel_cmb.vocabulary.base import NEVER, PLAIN
 
-__all__ = ["Facts", "from_skeleton", "is_event", "named", "placed", "skeleton"]
+__all__ = ["Facts", "from_skeleton", "is_event", "named", "named_run", "placed", "skeleton"]
 
 
 @dataclass(slots=True)
@@ -46,12 +46,15 @@ def is_event(facts: Facts) -> bool:
 
 def _said(span: Span, key: str, context: str | None) -> str | None:
     value = span.attributes.get(key)
-    if value is not None and value != "" and isinstance(value, str | int):
+    if value is not None and value != "" and isinstance(value, (str, int)):
         return str(value)
     if context:
         return context
     value = span.resource.attributes.get(key)
-    return str(value) if value is not None and value != "" and isinstance(value, str | int) else None
+    return str(value) if value is not None and value != "" and isinstance(value, (str, int)) else None
+
+
+_PLACES = frozenset(("cmb.node.id", "cmb.step.id", "cmb.parent_event_id"))
 
 
 def named(span: Span) -> Stamp:
@@ -60,7 +63,7 @@ def named(span: Span) -> Stamp:
     stamp = span.stamp
     node_id, step_id, parent_event_id = placed(span)
     return Stamp(
-        run_id=stamp.door_run_id or _said(span, "cmb.run.id", stamp.run_id),
+        run_id=named_run(span),
         session_id=_said(span, "cmb.session.id", stamp.session_id),
         node_id=node_id,
         step_id=step_id,
@@ -71,9 +74,16 @@ def named(span: Span) -> Stamp:
     )
 
 
+def named_run(span: Span) -> str | None:
+    """The run of :func:`named`."""
+    return span.stamp.door_run_id or _said(span, "cmb.run.id", span.stamp.run_id)
+
+
 def placed(span: Span) -> tuple[str | None, str | None, str | None]:
     """Node, step and parent event of :func:`named`."""
     stamp = span.stamp
+    if _PLACES.isdisjoint(span.attributes) and _PLACES.isdisjoint(span.resource.attributes):
+        return stamp.node_id or None, stamp.step_id or None, stamp.parent_event_id or None
     return (
         _said(span, "cmb.node.id", stamp.node_id),
         _said(span, "cmb.step.id", stamp.step_id),

@@ -164,9 +164,36 @@ def _type(item: Mapping[str, Any]) -> str:
     return kind if isinstance(kind, str) else ""
 
 
+_PLAIN_KEYS = frozenset(("role", "content", "parts", "finish_reason"))
+
+
+def _plain_message(item: dict[str, Any], default_role: str) -> dict[str, Any] | None:
+    """A message that is one text, as nearly all are; `None` where more has to be looked at."""
+    text = item.get("content")
+    if "parts" in item:
+        parts = item["parts"]
+        if text is not None or type(parts) is not list or len(parts) != 1 or type(parts[0]) is not dict:
+            return None
+        part = parts[0]
+        text = part.get("content")
+        if part.get("type") != "text":
+            return None
+    if type(text) is not str:
+        return None
+    message = {"role": role_of(item.get("role"), default_role), "content": text}
+    reason = item.get("finish_reason")
+    if type(reason) is str:
+        message["finish_reason"] = reason
+    return message
+
+
 def _message(item: Any, default_role: str) -> dict[str, Any] | None:
     if isinstance(item, str):
         return {"role": default_role, "content": item}
+    if type(item) is dict and item.keys() <= _PLAIN_KEYS:
+        plain = _plain_message(item, default_role)
+        if plain is not None:
+            return plain
     if not isinstance(item, Mapping):
         return None
     inner = item.get("message")
@@ -227,7 +254,7 @@ def _message(item: Any, default_role: str) -> dict[str, Any] | None:
 
 
 def _looks_like_message(item: Any) -> bool:
-    return isinstance(item, Mapping) and (
+    return (type(item) is dict and "role" in item) or (isinstance(item, Mapping) and (
         "role" in item
         or (isinstance(item.get("content"), Mapping) and "parts" in item["content"])
         or "parts" in item
@@ -236,7 +263,7 @@ def _looks_like_message(item: Any) -> bool:
         or ("content" in item and (_type(item) in _LANGCHAIN_TYPES or "tool_calls" in item))
         or (isinstance(item.get("data"), Mapping) and _type(item) in _LANGCHAIN_TYPES)
         or isinstance(item.get("message"), Mapping)
-    )
+    ))
 
 
 def _inner(value: Mapping[str, Any]) -> Any:
@@ -262,7 +289,7 @@ def conversation(value: Any, role: str = "user", depth: int = 6) -> list[dict[st
     if depth <= 0:
         return None
     value = as_json(value)
-    if isinstance(value, str):
+    if type(value) is str:
         if value.startswith(("[{'", '[{"')):
             literal = python_literal(value)
             if not isinstance(literal, str):

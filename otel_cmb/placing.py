@@ -53,7 +53,7 @@ class Placing:
         found: set[str] = set()
         for item in items:
             if item.span is not None:
-                run_id = mapper.named(item.span).run_id
+                run_id = mapper.named_run(item.span)
                 if run_id is None:
                     run_id = _run_of_trace(item.span) if self._per_trace_runs else item.span.stamp.automatic_run_id
             elif item.command is not None:
