@@ -177,6 +177,7 @@ class Pipeline:
         self._settle = False
         self._stopping = False
         self._closed = False
+        self._shutdown_begun: float | None = None
         self._shutdown_by = math.inf
         self._progress = threading.Condition()
         self._done_seq = 0
@@ -404,9 +405,11 @@ class Pipeline:
                         self._closed = self._stopping = True
                         self._wake.put(None)
                     # That is when the database has answered. However many ask at the end of a program, it waits once.
-                    self._given_back.wait(max(0.0, min(limit, self._shutdown_by - clock.monotonic())))
+                    begun = self._shutdown_begun if self._shutdown_begun is not None else clock.monotonic()
+                    self._given_back.wait(max(0.0, begun + limit - clock.monotonic()))
                 return self._journal is None and self._standby is None
-            deadline = self._shutdown_by = clock.monotonic() + limit
+            self._shutdown_begun = clock.monotonic()
+            deadline = self._shutdown_by = self._shutdown_begun + limit
             self._next_adoption = 0.0  # what forked children left
             complete = self.flush(limit)
             if self._automatic_pid == os.getpid() and not self.per_trace_runs and (self._automatic_open or not complete):
@@ -486,7 +489,7 @@ class Pipeline:
             self._journal = Journal(
                 self._directory, max_bytes=self.settings.journal_max_bytes, run_id=self.automatic_run_id if own else "")
             self._closed, self._begun = False, True
-            self._shutdown_by = math.inf
+            self._shutdown_begun, self._shutdown_by = None, math.inf
         try:
             return self._journal.append(bodies)
         except JournalFullError:
