@@ -1,7 +1,8 @@
 """Imported by every Python that starts under `otel-cmb run`: the program is auto-instrumented, its children are not.
 
 An agent's code executor starts Python too; a second tracer there would write into the code's output. The program's own
-`multiprocessing` children (spawn, forkserver) are the program and are instrumented; so is what it replaces itself with (`exec`).
+`multiprocessing` children (spawn, forkserver) are the program and are instrumented; so is what it replaces itself with
+(`exec`).
 """
 
 from __future__ import annotations
