@@ -12,7 +12,7 @@ from otel_cmb.mapper import Facts
 from otel_cmb.mapper_results import EXIT_REPLY, as_mapping, canonical, content_of
 from otel_cmb.mapper_tools import TRANSFER
 from otel_cmb.messages import as_json, fenced_code
-from otel_cmb.vocabulary.base import AGENT, CODE, CONTAINER, HANDOFF, LLM, PLAIN, SPEAKER, TOOL
+from otel_cmb.vocabulary.base import AGENT, CODE, CONTAINER, HANDOFF, LLM, NEVER, PLAIN, SPEAKER, TOOL
 
 __all__ = [
     "arguments_of",
@@ -74,7 +74,7 @@ def settle(node: Node, agents: dict[str, str]) -> None:
         selected = facts.found.get("selected")
         changes = isinstance(selected, str) and selected and node.actor is not None and selected != node.actor
         node.kind = HANDOFF if changes else CONTAINER
-    elif kind == PLAIN:
+    elif kind in (PLAIN, NEVER):
         node.kind = CONTAINER
     elif facts.explicit:
         return

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from otel_cmb.event import STATUS_ERROR, Span
 from otel_cmb.mapper import Facts, is_event, read
 from otel_cmb.mapper_results import canonical
-from otel_cmb.vocabulary.base import AGENT, APPROVAL, CODE, CONTAINER, HANDOFF, LLM, PLAIN, TOOL
+from otel_cmb.vocabulary.base import AGENT, APPROVAL, CODE, CONTAINER, HANDOFF, LLM, TOOL
 
 __all__ = ["Node", "all_members", "build", "merge", "ran_nothing", "sort_key", "take"]
 
@@ -65,7 +65,7 @@ def sort_key(node: Node) -> tuple[int, str]:
 def build(facts: Iterable[Facts], record_all: bool) -> list[Node]:
     """All nodes, parents before children and siblings by start, with `parent` and `children` set. A cycle of parents
     (hostile ids) is cut at its earliest span."""
-    nodes = [Node(one, one.kind, is_event(one) or (record_all and one.kind == PLAIN and not one.bare)) for one in facts]
+    nodes = [Node(one, one.kind, is_event(one) or (record_all and not one.bare)) for one in facts]
     nodes.sort(key=sort_key)
     by_span: dict[str, Node] = {}
     for node in nodes:

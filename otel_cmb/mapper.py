@@ -151,7 +151,7 @@ def _plain(facts: Facts) -> None:
     level = facts.found.get("level")
     if facts.kind == PLAIN and facts.found.get("span_type") == "log" and isinstance(level, int) and level >= 17:
         facts.kind = ERROR
-    facts.failed = facts.kind == ERROR or _failed(facts)
+    facts.failed = facts.span.died if facts.kind == NEVER else facts.kind == ERROR or _failed(facts)
     name = facts.found.get("agent_name")
     if isinstance(name, str) and name not in _NO_NAMES:
         facts.agent = name

@@ -40,8 +40,10 @@ class Facts:
 
 def is_event(facts: Facts) -> bool:
     """Whether the span is an event by itself. If not, only its skeleton matters to its neighbours."""
-    kind = facts.kind
-    return not facts.bare and kind != NEVER and (kind != PLAIN or facts.record_all)
+    return not facts.bare and (facts.record_all or facts.kind not in _NO_ACT)
+
+
+_NO_ACT = frozenset((NEVER, PLAIN))
 
 
 def _said(span: Span, key: str, context: str | None) -> str | None:

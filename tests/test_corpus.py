@@ -248,6 +248,30 @@ def test_an_event_once_told_stays_or_is_taken(capture: str) -> None:
             told |= now
 
 
+@pytest.mark.parametrize("capture", sorted(TRUTH))
+def test_recording_all_adds_rows_and_changes_none(capture: str) -> None:
+    """`record="all"`: every span is on a row, and what happened is told as without it, once: what is added is `info`,
+    completed, and spent nothing."""
+    spans = spans_of(capture)
+    agents = {event.id: event for event in events_of(spans)}
+    traces: dict[str, list[Any]] = {}
+    for span in spans:
+        traces.setdefault(span.trace_id, []).append(read(span, record="all"))
+    everything = [event for facts in traces.values() for event in assemble(facts, record="all")]
+    held = Counter(span.span_id for event in everything for span in event.spans)
+    assert held == Counter(span.span_id for span in spans)
+    for event in everything:
+        known = agents.pop(event.id, None)
+        if known is None:
+            assert event.event_type in ("info", "error"), event
+            assert "tokens" not in event.meta
+            assert "cost_usd" not in event.meta
+        else:
+            told = ("event_type", "event_subtype", "status", "agent_name", "inputs", "outputs", "meta", "error_message")
+            assert [getattr(event, name) for name in told] == [getattr(known, name) for name in told]
+    assert agents == {}
+
+
 def _by_trace(spans: list[Span]) -> dict[str, list[Any]]:
     traces: dict[str, list[Any]] = {}
     for span in spans:

@@ -42,7 +42,8 @@ SPEAKER = "speaker"
 PLAIN = "plain"
 """No act of an agent: an event (`info`) only when everything is recorded."""
 NEVER = "never"
-"""A record that repeats another span (usage, pending spans, merged tools): never an event."""
+"""A record that repeats another span (usage, pending spans, merged tools): never an act, and nothing it repeats is told
+or counted; a row (`info`) only when everything is recorded."""
 
 EVENT_TYPES = frozenset({AGENT, TOOL, CODE, LLM, HANDOFF, APPROVAL, FILE, ERROR, CONTAINER})
 
