@@ -92,6 +92,14 @@ class Trace:
                 self.dirty = True
         return bool(ids)
 
+    def is_whole(self) -> bool:
+        """Whether all known spans have ended and the parent of each is known: most likely nothing more will come."""
+        for facts in self.facts.values():
+            span = facts.span
+            if (span.end_ns is None and not span.died) or (span.parent_span_id and span.parent_span_id not in self.by_span):
+                return False
+        return True
+
     def assembled(self, record: str) -> dict[str, Event]:
         """The events as they should be now, parents before children."""
         return {event.id: event for event in assemble(self.facts.values(), record=record)}
@@ -116,31 +124,42 @@ class Change:
 
 
 class TraceCache:
-    """The traces written lately, bounded by their number of spans."""
+    """The traces that may grow, bounded by their number of spans, and those of the last batch, whole or not."""
 
     def __init__(self, max_spans: int = 3000):
         self._traces: OrderedDict[str, Trace] = OrderedDict()
         self._max_spans = max_spans
+        self._spans = 0
+        self._last: list[str] = []
+        self._before: list[str] = []
 
     def get(self, trace_id: str) -> Trace | None:
-        trace = self._traces.get(trace_id)
-        if trace is not None:
-            self._traces.move_to_end(trace_id)
-        return trace
+        return self._traces.get(trace_id)
 
     def put(self, trace: Trace) -> None:
+        """The trace as it was committed just now."""
+        self.drop(trace.trace_id)
         self._traces[trace.trace_id] = trace
-        self._traces.move_to_end(trace.trace_id)
+        self._spans += len(trace.facts)
+        self._last.append(trace.trace_id)
 
     def drop(self, trace_id: str) -> None:
-        self._traces.pop(trace_id, None)
+        trace = self._traces.pop(trace_id, None)
+        if trace is not None:
+            self._spans -= len(trace.facts)
 
     def clear(self) -> None:
         self._traces.clear()
+        self._spans = 0
+        self._last = []
 
     def shrink(self) -> None:
-        """Forget the oldest; the newest trace stays whatever its size, it will be needed next."""
-        total = sum(len(trace.facts) for trace in self._traces.values())
-        while total > self._max_spans and len(self._traces) > 1:
-            _, trace = self._traces.popitem(last=False)
-            total -= len(trace.facts)
+        """The batch is over. Forget what was whole before it and did not grow in it, then the oldest; the newest trace
+        stays whatever its size, it will be needed next."""
+        here = set(self._last)
+        for trace_id in self._before:
+            if trace_id not in here and trace_id in self._traces and self._traces[trace_id].is_whole():
+                self.drop(trace_id)
+        self._before, self._last = self._last, []
+        while self._spans > self._max_spans and len(self._traces) > 1:
+            self.drop(next(iter(self._traces)))
