@@ -29,7 +29,8 @@ _RUN = 20
 class Pattern:
     """One kind of secret. `needles` are lower-case texts one of which is in every match: the regular expression runs
     only around those found (none: everywhere, which costs). `replacement` is a template of :func:`re.sub`. `run`: every
-    match holds 20 letters, digits, `_` or `-` in a row, which prose rarely does. `reach`: a match begins at most this
+    match holds 20 letters, digits, `_` or `-` in a row, which prose rarely does. `assigns`: every match holds `:` or `=`.
+    `reach`: a match begins at most this
     many characters before a needle and ends at most 4,300 after it; 0: no such bounds."""
 
     name: str
@@ -38,10 +39,13 @@ class Pattern:
     replacement: str
     run: bool = False
     reach: int = 0
+    assigns: bool = False
 
 
-def _words(name: str, needles: Iterable[str], regex: str, replacement: str, reach: int = 64) -> Pattern:
-    return Pattern(name, tuple(needles), re.compile(regex), replacement, reach=reach)
+def _words(
+    name: str, needles: Iterable[str], regex: str, replacement: str, reach: int = 64, assigns: bool = True
+) -> Pattern:
+    return Pattern(name, tuple(needles), re.compile(regex), replacement, reach=reach, assigns=assigns)
 
 
 def _token(name: str, needles: Iterable[str], regex: str) -> Pattern:
@@ -68,11 +72,12 @@ _CODE = (
 DEFAULT: tuple[Pattern, ...] = (
     _words("private key", ("-----begin",),
            r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\Z)",
-           "[redacted: private key]", reach=0),
+           "[redacted: private key]", reach=0, assigns=False),
     _token("JWT", ("eyj",), r"\beyJ[A-Za-z0-9_-]{17,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?"),
     _words("authorization", ("bearer ", "authorization"),
            r"((?i:\bbearer\s+|authorization[\"'\\]*\s*[:=]\s*[\"'\\]*(?:[a-z-]+\s+)?))"
-           r"(?!\[redacted)(?=[a-z.~+/=_-]*[0-9A-Z=+/])[A-Za-z0-9._~+/=-]{8,}", r"\1[redacted: authorization]"),
+           r"(?!\[redacted)(?=[a-z.~+/=_-]*[0-9A-Z=+/])[A-Za-z0-9._~+/=-]{8,}", r"\1[redacted: authorization]",
+           assigns=False),
     _token("API key", ("sk-", "sk_", "rk_", "pk-lf-"),
            r"(?<![A-Za-z0-9])(?:(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,}"
            r"|(?:sk|pk-lf)-(?=[A-Za-z_-]*[0-9A-Z])[A-Za-z0-9_-]{17,})"),
@@ -138,7 +143,10 @@ class Redactor:
         self._totals: dict[int, tuple[int, int]] = {}
         self._here = _Here()
         self._blind = any(not pattern.needles for pattern in patterns)
-        words = dict.fromkeys(needle for pattern in patterns if not pattern.run for needle in pattern.needles)
+        self._always = tuple({
+            needle for pattern in patterns if not pattern.run and not pattern.assigns for needle in pattern.needles})
+        words = dict.fromkeys(
+            needle for pattern in patterns if not pattern.run and pattern.assigns for needle in pattern.needles)
         self._words = tuple(needle for needle in words if not any(coarse in needle for coarse in _COARSE))
         self._coarse = tuple(
             (coarse, tuple(needle for needle in words if coarse in needle)) for coarse in _COARSE
@@ -208,12 +216,16 @@ class Redactor:
     def _hit(self, text: str) -> bool:
         """Whether a pattern may match."""
         lowered = text.lower()
-        for needle in self._words:
+        for needle in self._always:
             if needle in lowered:
                 return True
-        for coarse, needles in self._coarse:
-            if coarse in lowered and any(needle in lowered for needle in needles):
-                return True
+        if ":" in text or "=" in text:
+            for needle in self._words:
+                if needle in lowered:
+                    return True
+            for coarse, needles in self._coarse:
+                if coarse in lowered and any(needle in lowered for needle in needles):
+                    return True
         if _RUN_NEEDLE in text.encode("utf-8", "replace").translate(_RUNS):
             for needle in self._tokens:
                 if needle in lowered:
