@@ -71,6 +71,9 @@ def error_of(facts: Facts, kind: str) -> tuple[str | None, Columns]:
             text = content_of(result)
             if isinstance(text, str) and text:
                 return _short(text), meta
+        said = result.get("error") if isinstance(result, Mapping) else None
+        if isinstance(said, str) and said and not span.status_message and exception is None:
+            return _short(said), meta
     if span.status_message:
         return _short(span.status_message), meta
     if exception is not None and exception.get("exception.message"):

@@ -61,7 +61,7 @@ def incoming(facts: Facts) -> list[dict[str, Any]] | None:
         messages = flattened(attributes, "gen_ai.prompt.") or flattened(attributes, "llm.prompts.")
     if messages is None and facts.span.events:
         messages = event_messages(facts.span.events, outgoing=False)
-    if messages is None and "messages_in" in found and isinstance(found["messages_in"], str):
+    if messages is None and isinstance(found.get("messages_in"), str) and found["messages_in"] != "[]":
         messages = [{"role": "user", "content": found["messages_in"]}]
     if messages is None and "input" in found:
         messages = conversation(found["input"])

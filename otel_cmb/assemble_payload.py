@@ -226,14 +226,33 @@ def _spent(facts: Facts) -> tuple[Columns, int | float | None]:
             total = (total or 0) + count
     if total is None and "tokens_total" in found:
         total = _count(found["tokens_total"])
+    if total is None and "usage" in found:
+        usage = as_mapping(found["usage"])
+        for keys, key in _USAGE_KEYS:
+            count = next((count for count in (_count(usage.get(name)) for name in keys) if count is not None), None)
+            if count is not None:
+                tokens[key] = count
+                total = (total or 0) + count
+        if total is None:
+            total = _count(usage.get("total", usage.get("total_tokens")))
     if total is not None:
         tokens["tokens"] = total
         for name, key in _OTHER_TOKENS:
             count = _count(found[name]) if name in found else None
             if count is not None:
                 tokens[key] = count
-    return tokens, _amount(found.get("cost"))
+    cost = _amount(found.get("cost"))
+    if cost is None and "costs" in found:
+        costs = as_mapping(found["costs"])
+        cost = _amount(costs.get("total", costs.get("total_cost")))
+    return tokens, cost
 
+
+_USAGE_KEYS = (
+    (("input", "input_tokens", "prompt_tokens", "promptTokens"), "prompt_tokens"),
+    (("output", "output_tokens", "completion_tokens", "completionTokens"), "completion_tokens"),
+)
+"""Usage as one structure (Langfuse, MLflow): the names its counts have."""
 
 _OTHER_TOKENS = (
     ("tokens_cache_read", "cache_read_tokens"), ("tokens_cache_write", "cache_write_tokens"),
@@ -254,6 +273,8 @@ def _meta(facts: Facts, kind: str) -> Columns:
     meta: Columns = {}
     if kind in (LLM, AGENT):
         model = found.get("model", found.get("request_model"))
+        if isinstance(model, str) and model[:1] == '"':  # MLflow writes any value as JSON
+            model = as_json(model)
         if isinstance(model, str) and model:
             meta["model"] = model
         temperature = found.get("temperature")

@@ -237,7 +237,7 @@ def ran_nothing(facts: Facts) -> bool:
 
 def _has_tokens(node: Node) -> bool:
     found = node.best.found
-    return "tokens_in" in found or "tokens_out" in found or "tokens_total" in found
+    return "tokens_in" in found or "tokens_out" in found or "tokens_total" in found or "usage" in found
 
 
 def _always(node: Node, kid: Node) -> bool:  # noqa: ARG001 - one shape for all rules

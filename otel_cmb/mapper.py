@@ -22,6 +22,7 @@ from otel_cmb.vocabulary.base import (
     CODE,
     CONTAINER,
     ERROR,
+    LLM,
     NEVER,
     PLAIN,
     TOOL,
@@ -68,6 +69,8 @@ def read(
         facts.exit_code = whole(found.get("exit_code"))
     elif kind == CONTAINER:
         _read_container(facts)
+    elif kind == LLM and "replies" in found:
+        _read_replies(found)
     facts.failed = _failed(facts)
     return facts
 
@@ -158,7 +161,9 @@ def _plain(facts: Facts) -> None:
 
 
 _NO_NAMES = frozenset(("", "unknown", "None"))
-_NAME_IN_SPAN = re.compile(r"(.+)\.(?:a?run|a?run_stream|a?generate_reply|agent|_execute_core|a?kickoff|a?invoke)", re.DOTALL)
+_NAME_IN_SPAN = re.compile(
+    r"(?!haystack\.)(.+)\.(?:a?run|a?run_stream|a?generate_reply|agent|_execute_core|a?kickoff|a?invoke)", re.DOTALL
+)
 
 
 def _name_agent(facts: Facts) -> None:
@@ -201,6 +206,19 @@ def _name_agent(facts: Facts) -> None:
         facts.agent = facts.span.name or None
 
 
+def _read_replies(found: dict[str, Any]) -> None:
+    """Haystack's replies carry the model and what was spent in their `meta`."""
+    replies = as_mapping(found["replies"]).get("replies")
+    if not isinstance(replies, list):
+        return
+    found.setdefault("messages_out", replies)
+    meta = replies[0].get("meta") if replies and isinstance(replies[0], Mapping) else None
+    if isinstance(meta, Mapping):
+        for name, key in (("model", "model"), ("finish_reason", "finish_reason"), ("usage", "usage")):
+            if key in meta:
+                found.setdefault(name, meta[key])
+
+
 def _read_container(facts: Facts) -> None:
     """The step of a smolagents CodeAgent runs code: it says so by its logs or by the error that running raised."""
     found = facts.found
@@ -235,11 +253,11 @@ def _failed(facts: Facts) -> bool:
         if not _controls_flow(facts):
             return True
         return facts.exit_code not in (None, 0)
-    if found.get("error_type") not in (None, "") or facts.exit_code not in (None, 0):
+    if found.get("error_type") not in (None, "", False) or facts.exit_code not in (None, 0):
         return True
     if "error_message" in found and found["error_message"] != "":
         return True
-    if found.get("task_status") in ("failure", "error", "failed", "timeout"):
+    if found.get("task_status") in ("failure", "error", "failed", "timeout", "ERROR"):
         return True
     level = found.get("level")
     if isinstance(level, int) and not isinstance(level, bool) and level >= 17:

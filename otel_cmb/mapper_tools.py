@@ -25,7 +25,7 @@ def _canonical_name(name: str) -> str:
     return canonical(name)
 
 
-TRANSFER = re.compile(r"(?:transfer|transfer_back|handoff|hand_off|handoff_back|hand_over)_to_(.+)", re.DOTALL)
+TRANSFER = re.compile(r"(?:\w+-)?(?:transfer|transfer_back|handoff|hand_off|handoff_back|hand_over)_to_(.+)", re.DOTALL)
 HANDOFF_NAME = re.compile(r"handoff to (.+)|.+ → (.+)\.handoff", re.DOTALL)
 
 

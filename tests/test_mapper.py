@@ -95,6 +95,13 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str | None, str | None]] 
     ("strands", {"gen_ai.operation.name": "execute_event_loop_cycle"}, {}, None, None),
     ("mcp", {"mcp.method.name": "tools/call", "gen_ai.tool.name": "f"}, {}, "tool_call", None),
     ("mcp", {"mcp.method.name": "tools/list"}, {}, None, None),
+    ("haystack", {"haystack.tool.name": "f"}, {"name": "haystack.agent.step.tool"}, "tool_call", None),
+    ("haystack", {OI: "CHAIN"}, {"name": "Agent.run", "scope": "openinference.instrumentation.haystack"}, "agent_call", "Agent"),
+    ("spring_ai", {"spring.ai.kind": "advisor", "gen_ai.operation.name": "framework"}, {}, "info", None),
+    ("mastra", {"mastra.span.type": "workflow_step"}, {}, "info", None),
+    ("langfuse", {"langfuse.observation.type": "generation"}, {}, "llm_call", None),
+    ("langfuse", {"langfuse.observation.type": "span"}, {}, None, None),
+    ("mlflow", {"mlflow.spanType": '"RETRIEVER"'}, {}, "info", None),
     ("", {"http.request.method": "GET"}, {"name": "GET"}, None, None),
     ("", {"db.system": "sqlite"}, {"name": "SELECT"}, None, None),
 ]  # fmt: skip

@@ -17,7 +17,21 @@ VOCABULARY = Vocabulary(
         ),
         (
             "llm.request.type",
-            {"chat": LLM, "completion": LLM, "response": LLM, "embedding": LLM, "rerank": CONTAINER},
+            {
+                "chat": LLM,
+                "completion": LLM,
+                "response": LLM,
+                "embedding": LLM,
+                "rerank": CONTAINER,
+                # LiteLLM's own telemetry: the function that was called.
+                "acompletion": LLM,
+                "text_completion": LLM,
+                "atext_completion": LLM,
+                "responses": LLM,
+                "aresponses": LLM,
+                "aembedding": LLM,
+                "anthropic_messages": LLM,
+            },
         ),
     ),
     fields={
