@@ -64,6 +64,8 @@ def _arguments(facts: Facts) -> Any:
             return parsed["kwargs"] if not parsed.get("args") else {"args": parsed["args"], **as_mapping(parsed["kwargs"])}
         if parsed.keys() <= {"args", "kwargs"} and isinstance(parsed.get("kwargs"), Mapping) and not parsed.get("args"):
             return parsed["kwargs"]
+        if parsed.keys() == {"input", "options"}:  # BeeAI
+            return parsed["input"]
         if parsed.keys() == {"name", "arguments"} and "tool_arguments" not in found:
             return as_json(parsed["arguments"])
     return parsed

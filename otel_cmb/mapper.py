@@ -162,7 +162,7 @@ def _plain(facts: Facts) -> None:
 
 _NO_NAMES = frozenset(("", "unknown", "None"))
 _NAME_IN_SPAN = re.compile(
-    r"(?!haystack\.)(.+)\.(?:a?run|a?run_stream|a?generate_reply|agent|_execute_core|a?kickoff|a?invoke)", re.DOTALL
+    r"(?!haystack\.)(.+)\.(?:a?run|a?run_stream|a?generate_reply|agent|_execute_core|a?kickoff|a?invoke|a?forward)", re.DOTALL
 )
 
 

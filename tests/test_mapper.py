@@ -102,6 +102,9 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str | None, str | None]] 
     ("langfuse", {"langfuse.observation.type": "generation"}, {}, "llm_call", None),
     ("langfuse", {"langfuse.observation.type": "span"}, {}, None, None),
     ("mlflow", {"mlflow.spanType": '"RETRIEVER"'}, {}, "info", None),
+    ("dspy", {OI: "CHAIN", "input.value": "x"}, {"name": "ReAct.forward", "scope": "openinference.instrumentation.dspy"}, "agent_call", "ReAct"),
+    ("dspy", {OI: "CHAIN", "input.value": "x"}, {"name": "Predict.forward", "scope": "openinference.instrumentation.dspy"}, "info", None),
+    ("beeai", {OI: "TOOL", "metadata.path": "tool.custom.f.error"}, {"name": "error"}, None, None),
     ("", {"http.request.method": "GET"}, {"name": "GET"}, None, None),
     ("", {"db.system": "sqlite"}, {"name": "SELECT"}, None, None),
 ]  # fmt: skip

@@ -11,8 +11,10 @@ import re
 from otel_cmb.vocabulary import (
     ag2_0,
     ag2_1,
+    beeai,
     cmb,
     crewai,
+    dspy,
     genai,
     google_adk,
     haystack,
@@ -61,6 +63,8 @@ VOCABULARIES: tuple[Vocabulary, ...] = tuple(
         mastra,
         langfuse,
         mlflow,
+        dspy,
+        beeai,
     )
 )
 
