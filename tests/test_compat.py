@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import decimal
 import threading
 import time
 import uuid
@@ -384,6 +385,100 @@ def test_the_callback_is_awaited_where_a_loop_runs(work):
 
     tool, error = asyncio.run(main())
     assert seen == [("socket", tool, "tool_call", 1, run_id), ("socket", error, "error", 2, run_id)]
+
+
+@pytest.mark.parametrize("looping", [True, False])
+def test_a_callback_that_fails_or_is_no_coroutine_costs_no_event(work, looping):
+    app, session_id, run_id, _ = work
+    seen = []
+
+    def plain(websocket, event, run):
+        seen.append(event.event_type)
+
+    def broken(websocket, event, run):
+        raise RuntimeError("page closed")
+
+    async def asynchronous(websocket, event, run):
+        seen.append("asynchronous")
+
+    with Session(app.engine) as db:
+        captors = [
+            EventCaptureManager(db, run_id, session_id, websocket="socket", emit_event_callback=callback)
+            for callback in (plain, broken, asynchronous, lambda *given: asynchronous(*given))
+        ]
+
+        def capture():
+            return [captor.capture_tool_call("a", "t", {}) for captor in captors]
+
+        async def in_a_loop():
+            made = capture()
+            await asyncio.sleep(0.02)
+            return made
+
+        made = asyncio.run(in_a_loop()) if looping else capture()
+        captors[0].flush()
+    assert {row["id"] for row in events(app)} == set(made)
+    assert seen == (["tool_call", "asynchronous", "asynchronous"] if looping else ["tool_call"])
+
+
+def test_what_is_switched_on_later_captures_from_then_on(work):
+    app, session_id, run_id, _ = work
+    with Session(app.engine) as db:
+        captor = EventCaptureManager(db, run_id, session_id, enabled=False)
+        assert captor.capture_error("a", "b") is None
+        captor.enabled = True
+        made = captor.capture_error("a", "c")
+        captor.close()
+    assert [(row["id"], row["error_message"]) for row in events(app)] == [(made, "c")]
+
+
+@pytest.mark.parametrize(
+    ("given", "tokens", "cost", "kept"),
+    [
+        ({"tokens": "12", "cost_usd": "0.5"}, 12, 0.5, {}),
+        ({"tokens": 12.0, "cost_usd": decimal.Decimal("0.25")}, 12, 0.25, {}),
+        ({"tokens": float("nan"), "cost_usd": "much"}, 0, 0, {"tokens_given": "NaN", "cost_usd_given": "much"}),
+        ({"tokens": True, "cost_usd": None}, 0, 0, {"tokens_given": True}),
+        (["not", "a", "dict"], 0, 0, {"metadata": ["not", "a", "dict"]}),
+    ],
+)
+def test_what_the_application_adds_up_are_numbers(work, manager, given, tokens, cost, kept):
+    app, _, run_id, node_id = work
+    manager.set_context(node_id="step_1")
+    manager.capture_tool_call("a", "t", {}, metadata=given)
+    manager.flush()
+    summary = app.node_summary(node_id, run_id)
+    assert (summary["tokens"], summary["cost_usd"]) == (tokens, cost)
+    assert type(summary["tokens"]) is int
+    meta = {key: value for key, value in events(app)[0]["meta"].items() if key not in ("otel", "tokens", "cost_usd")}
+    assert meta == kept
+
+
+def test_loosely_typed_arguments_are_understood(work, manager):
+    class Agent:
+        name = "engineer"
+
+    app, *_ = work
+    made = [
+        manager.capture_code_execution(Agent(), None, exit_code="0"),
+        manager.capture_code_execution("a", "x", exit_code="1"),
+        manager.capture_file_generation("a", "/tmp/x.txt", "data", size_bytes="12"),
+        manager.capture_message(Agent(), "b", [{"type": "text", "text": "hi"}], tokens="5"),
+        manager.capture_message("a", "b", None),
+        manager.capture_error("a", ValueError("no"), error_type=ValueError),
+    ]
+    manager.flush()
+    rows = {row["id"]: row for row in events(app)}
+    assert [(rows[i]["status"], rows[i]["error_message"]) for i in made] == [
+        ("completed", None), ("failed", "exit code 1"), ("completed", None), ("completed", None), ("completed", None),
+        ("failed", "no"),
+    ]
+    assert rows[made[0]]["agent_name"] == "engineer"
+    assert rows[made[0]]["inputs"] == {"code": ""}
+    assert rows[made[5]]["meta"]["error_type"] == "ValueError"
+    assert [row["size_bytes"] for row in app.rows("files")] == [12]
+    assert [(row["sender"], row["content"], row["tokens"]) for row in app.rows("messages", "id")] == [
+        ("engineer", '[{"type": "text", "text": "hi"}]', 5), ("a", "", None)]
 
 
 @pytest.mark.parametrize(

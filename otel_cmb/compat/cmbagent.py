@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import logging
 import os
 import threading
@@ -30,10 +31,12 @@ from opentelemetry.trace import Status, StatusCode
 from sqlalchemy import URL
 
 from otel_cmb import clock, config, dialects
+from otel_cmb.compat.loose import meta_of, name_of, said
 from otel_cmb.context import EVENT_TYPE, NODE_ID, PARENT_EVENT_ID, RUN_ID, STEP_ID
 from otel_cmb.errors import ConfigurationError
 from otel_cmb.event import event_id as id_of
-from otel_cmb.payload import text_of, to_json
+from otel_cmb.mapper_results import whole
+from otel_cmb.payload import text_of, to_json, type_name
 from otel_cmb.pipeline import Pipeline, get_pipeline
 from otel_cmb.processor import CMBSpanProcessor
 from otel_cmb.setup import install_processor, otlp_processor
@@ -105,6 +108,7 @@ def _contained(method: F) -> F:
             return None
         started = clock.monotonic()
         try:
+            self._connect()
             return method(self, *args, **kwargs)
         except Exception:
             if os.environ.get("OTEL_CMB_TESTING"):
@@ -152,9 +156,16 @@ class EventCaptureManager:
         self._pipeline: Pipeline | None = None
         self._tracer: trace.Tracer = trace.NoOpTracer()
         if enabled:
-            self._pipeline = get_pipeline(_settings_of(db_session))
-            self.run_id, self.session_id = self._pipeline.check_run(str(run_id))
-            self._tracer = _provider(self._pipeline).get_tracer(SCOPE)
+            self._connect()
+
+    def _connect(self) -> None:
+        """Find the database and check the run, unless that is done: `enabled` may also be set later."""
+        if self._pipeline is not None:
+            return
+        pipeline = get_pipeline(_settings_of(self.db))
+        self.run_id, self.session_id = pipeline.check_run(str(self.run_id))
+        self._tracer = _provider(pipeline).get_tracer(SCOPE)
+        self._pipeline = pipeline
 
     # -- context -------------------------------------------------------------------------------------------------------
 
@@ -186,7 +197,7 @@ class EventCaptureManager:
         metadata: dict[str, Any] | None = None,
     ) -> str | None:
         """An agent is asked: a running row, completed by :meth:`capture_agent_response` with the id returned here."""
-        meta = _said(metadata)
+        meta = said(metadata)
         span, identifier = self._start(
             f"invoke_agent {agent_name}", "agent_call", agent_name, meta, status="running", subtype="start",
             inputs={"message": message, "context": context or {}},
@@ -205,7 +216,7 @@ class EventCaptureManager:
         """The agent has answered: completes the row `event_id`; without one, the answer is an event of its own."""
         with _calls_lock:
             span, meta = _calls.pop(event_id, (None, {})) if event_id else (None, {})
-        meta = {**meta, **_said(metadata)}
+        meta = {**meta, **said(metadata)}
         outputs = {"response": response}
         if span is None or event_id is None:
             if event_id:
@@ -220,7 +231,7 @@ class EventCaptureManager:
                 at = stack.index(event_id)
                 self._stacked.difference_update(stack[at:])
                 del stack[at:]
-            span.set_attributes({"cmb.outputs": to_json(outputs), **_meta(meta)})
+            span.set_attributes({"cmb.outputs": to_json(outputs), **meta_of(meta)})
         span.end()
 
     @_contained
@@ -230,7 +241,7 @@ class EventCaptureManager:
     ) -> str | None:
         """A tool was called."""
         return self._instant(
-            f"execute_tool {tool_name}", "tool_call", agent_name, _said(metadata),
+            f"execute_tool {tool_name}", "tool_call", agent_name, said(metadata),
             inputs={"tool_name": tool_name, "arguments": arguments},
             outputs=None if result is None else {"result": result},
         )
@@ -241,11 +252,13 @@ class EventCaptureManager:
         exit_code: int | None = None, duration_ms: int | None = None, metadata: dict[str, Any] | None = None,
     ) -> str | None:
         """Code was executed; an exit code other than 0 is a failure."""
-        failure = None
+        code = "" if code is None else text_of(code)
+        found, failure = whole(exit_code), None
+        exit_code = exit_code if found is None else found
         if exit_code not in (None, 0):
             lines = result.strip().splitlines() if isinstance(result, str) else []
             failure = f"exit code {exit_code}: {lines[-1][:500]}" if lines else f"exit code {exit_code}"
-        meta = {**_said(metadata), "language": language, "code_length": len(code), **_said({"exit_code": exit_code})}
+        meta = {**said(metadata), "language": language, "code_length": len(code), **said({"exit_code": exit_code})}
         return self._instant(
             f"execute_code {language}", "code_exec", agent_name, meta, inputs={"code": code},
             outputs=None if result is None else {"result": result}, failure=failure, duration_ms=duration_ms or 0,
@@ -257,7 +270,8 @@ class EventCaptureManager:
         metadata: dict[str, Any] | None = None,
     ) -> str | None:
         """A file was written: an event and a row of `files`."""
-        meta = {**_said({"size_bytes": size_bytes}), **_said(metadata)}
+        found = whole(size_bytes)
+        meta = {**said({"size_bytes": size_bytes if found is None else found}), **said(metadata)}
         return self._instant(
             f"generate_file {file_path}", "file_gen", agent_name, meta,
             inputs={"file_path": str(file_path), "file_type": file_type},
@@ -268,8 +282,9 @@ class EventCaptureManager:
         self, from_agent: str, to_agent: str, context: dict[str, Any] | None = None, reason: str | None = None
     ) -> str | None:
         """The work went from one agent to another."""
+        from_agent, to_agent = name_of(from_agent), name_of(to_agent)
         return self._instant(
-            f"handoff {from_agent} -> {to_agent}", "handoff", from_agent, _said({"reason": reason or None}),
+            f"handoff {from_agent} -> {to_agent}", "handoff", from_agent, said({"reason": reason or None}),
             inputs={"from_agent": from_agent, "to_agent": to_agent, "context": context or {}},
         )
 
@@ -279,10 +294,12 @@ class EventCaptureManager:
         metadata: dict[str, Any] | None = None,
     ) -> str | None:
         """A message went from one agent to another: an event and a row of `messages`."""
-        meta = {**_said({"tokens": tokens}), **_said(metadata)}
+        sender, recipient = name_of(sender), name_of(recipient)
+        meta = {**said({"tokens": tokens}), **said(metadata)}
         return self._instant(
             f"message {sender} -> {recipient}", "agent_call", recipient, meta,
-            inputs={"sender": sender, "recipient": recipient, "content": content}, subtype="message",
+            inputs={"sender": sender, "recipient": recipient, "content": "" if content is None else text_of(content)},
+            subtype="message",
         )
 
     @_contained
@@ -291,9 +308,13 @@ class EventCaptureManager:
         metadata: dict[str, Any] | None = None,
     ) -> str | None:
         """Something went wrong."""
-        meta = {**_said(metadata), **_said({"error_type": error_type})}
+        kind = error_type.__name__ if isinstance(error_type, type) else error_type
+        meta = {**said(metadata), **said({"error_type": kind})}
+        message: Any = error_message
+        if isinstance(message, BaseException):
+            message = str(message) or type_name(message)
         return self._instant(
-            f"error {error_type}" if error_type else "error", "error", agent_name, meta, failure=text_of(error_message)
+            f"error {kind}" if kind else "error", "error", agent_name, meta, failure=text_of(message)
         )
 
     # -- the rest of the interface -------------------------------------------------------------------------------------
@@ -342,11 +363,11 @@ class EventCaptureManager:
     ) -> tuple[trace.Span, str]:
         """A started span, the child of this thread's innermost open call, and the id of its row."""
         attributes: dict[str, Any] = {
-            EVENT_TYPE: event_type, RUN_ID: self.run_id, **_said({NODE_ID: self.current_node_id}),
-            **_said({STEP_ID: self.current_step_id}), **_meta(meta),
+            EVENT_TYPE: event_type, RUN_ID: self.run_id, **said({NODE_ID: self.current_node_id}),
+            **said({STEP_ID: self.current_step_id}), **meta_of(meta),
         }
         if agent_name:
-            attributes["cmb.agent.name"] = text_of(agent_name)
+            attributes["cmb.agent.name"] = name_of(agent_name)
         if subtype == "message":
             attributes["cmb.event.subtype"] = subtype
         if inputs is not None:
@@ -397,31 +418,33 @@ class EventCaptureManager:
         return identifier
 
     def _emit(self, event: SimpleNamespace) -> None:
-        """Call the application's asynchronous callback for its web page, where an event loop runs; as there, an error
-        of the callback is the page's loss only."""
-        if not self.websocket or self._emit_event_callback is None:
+        """Call the application's callback for its web page; an asynchronous one where an event loop runs. As there, an
+        error of the callback is the page's loss only."""
+        callback = self._emit_event_callback
+        if not self.websocket or callback is None:
             return
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
+            if inspect.iscoroutinefunction(callback):
+                return
+            loop = None
+        try:
+            answer = callback(self.websocket, event, self.run_id)
+        except Exception as error:  # noqa: BLE001 - the application's own code; the event is stored all the same
+            _log.debug("otel-cmb: emit_event_callback failed: %r", error)
             return
-        task = loop.create_task(self._emit_event_callback(self.websocket, event, self.run_id))
-        self._emitting.add(task)
-        task.add_done_callback(self._emitted)
+        if inspect.iscoroutine(answer) and loop is not None:
+            task = loop.create_task(answer)
+            self._emitting.add(task)
+            task.add_done_callback(self._emitted)
+        elif inspect.iscoroutine(answer):
+            answer.close()
 
     def _emitted(self, task: asyncio.Task[Any]) -> None:
         self._emitting.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.debug("otel-cmb: emit_event_callback failed: %r", error)
-
-
-def _said(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What was said: a key with nothing to say is absent, for the application sums over these."""
-    return {str(key): value for key, value in (metadata or {}).items() if value is not None}
-
-
-def _meta(meta: Mapping[str, Any]) -> dict[str, str]:
-    return {"cmb.meta": to_json(meta)} if meta else {}
 
 
 _captor: contextvars.ContextVar[EventCaptureManager | None] = contextvars.ContextVar("otel_cmb_captor", default=None)
