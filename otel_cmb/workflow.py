@@ -25,6 +25,8 @@ from otel_cmb.values import as_dict
 __all__ = ["DEFAULT_SESSION", "DIED", "RunRow", "Workflow"]
 
 DEFAULT_SESSION = "default"
+APPLICATION_SESSION = "default_session"
+"""Id of the session the application works in unless told otherwise (cmbagent, `database/session_manager.py`)."""
 DIED = "process ended before the run did"
 MADE_BY_US = "otel_cmb"
 
@@ -131,10 +133,14 @@ class Workflow:
 
     def session_id(self, connection: Connection, wanted: str | None, *, exact: bool = False) -> str:
         """An existing session by id or by name; one of that name is made otherwise. With `exact`, `wanted` is an id (a
-        token's, or a span's, which are checked against the run's): one with that id is found or made."""
+        token's, or a span's, which are checked against the run's): one with that id is found or made. With nothing
+        wanted, an application's database has a session of its own for that: its screens look nowhere else."""
         name = wanted or DEFAULT_SESSION
         table = self.table("sessions")
-        row = connection.exec_driver_sql(f"SELECT id FROM {table} WHERE id = {self._mark}", (name,)).fetchone()
+        by_id = f"SELECT id FROM {table} WHERE id = {self._mark}"
+        row = connection.exec_driver_sql(by_id, (name,)).fetchone()
+        if not wanted and not self._binding.owned:
+            row = connection.exec_driver_sql(by_id, (APPLICATION_SESSION,)).fetchone() or row
         if row is None and not (exact and wanted):
             order = " ORDER BY created_at" if self._has("sessions", "created_at") else ""
             row = connection.exec_driver_sql(

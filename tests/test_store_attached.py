@@ -1,0 +1,82 @@
+"""Beside the application's own tables: what the store makes there, so that the application's screens find it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from fault_support import BASE_NS
+from support import application_schema
+from support.application_schema import Application, Shape
+
+from otel_cmb import config
+from otel_cmb.store import Item, Store
+
+
+@pytest.fixture
+def application(database_url: str) -> Iterator[Callable[..., Application]]:
+    made: list[Application] = []
+
+    def make(shape: Shape | None = None) -> Application:
+        made.append(application_schema.make(database_url, shape))
+        return made[-1]
+
+    yield make
+    for app in made:
+        app.engine.dispose()
+
+
+@pytest.fixture
+def store(database_url: str, state_dir: Path) -> Iterator[Store]:
+    made = Store(config.load(database_url=database_url, state_dir=str(state_dir)), str(state_dir))
+    yield made
+    made.close()
+
+
+def start_run(store: Store, run_id: str, **values: Any) -> None:
+    item = Item(1, command={"do": "run_start", "id": run_id, "at": BASE_NS, **values})
+    store.write([item])
+    assert item.outcome is not None
+    assert item.outcome.result == "committed"
+
+
+def sessions_of_runs(app: Application) -> dict[str, str]:
+    return {row["id"]: row["session_id"] for row in app.rows("workflow_runs")}
+
+
+def test_a_run_of_ours_is_in_the_session_the_applications_screens_look_in(application, store):
+    app = application()
+    with app.engine.begin() as connection:
+        app._insert(connection, "sessions", id="default_session", name="Default Session")
+    other = app.add_session("elsewhere")
+    start_run(store, "ours")
+    start_run(store, "named", session="elsewhere")
+    start_run(store, "literal", session="default")
+    found = sessions_of_runs(app)
+    assert found["ours"] == "default_session"
+    assert found["named"] == other
+    names = {row["id"]: row["name"] for row in app.rows("sessions")}
+    assert names[found["literal"]] == "default"
+
+
+def test_without_the_applications_session_one_of_ours_is_made_once(application, store):
+    app = application()
+    start_run(store, "first")
+    start_run(store, "second")
+    assert [row["name"] for row in app.rows("sessions")] == ["default"]
+    assert len(set(sessions_of_runs(app).values())) == 1
+
+
+def test_rows_of_ours_have_what_the_applications_code_would_have_filled(application, store):
+    app = application()
+    before = app.fingerprint()
+    start_run(store, "ours", task="t")
+    run = app.rows("workflow_runs")[0]
+    assert (run["is_branch"], run["branch_depth"], run["checkpoint_frequency_minutes"]) == (False, 0, 10)
+    assert run["started_at"] is not None
+    assert app.fingerprint() == before
+    with app.engine.connect() as connection:
+        assert connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalars().all() == ["b8c9d0e1f2a3"]
