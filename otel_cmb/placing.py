@@ -41,12 +41,16 @@ class Placing:
         self._nodes: dict[tuple[str, str], str] = {}
         self._steps: dict[tuple[str, str], str] = {}
         self.anonymous: set[str] = set()
-        """Runs that nobody named: made by us, per process or per trace."""
+        """The processes' own runs, which nobody named."""
 
     def forget(self) -> None:
         """The transaction failed, or the database may be another."""
         self._nodes.clear()
         self._steps.clear()
+
+    def nobody_named(self, run_id: str, span: Span) -> bool:
+        """Whether this is an automatic run: the process's own, or the one that any server makes for the span's trace."""
+        return run_id in self.anonymous or (self._per_trace_runs and self._owned and run_id == _run_of_trace(span))
 
     def candidates(self, items: Sequence[Item]) -> set[str]:
         """Every run these items can turn out to belong to, as far as that is known before asking the database."""
@@ -113,7 +117,6 @@ class Placing:
                 if self._per_trace_runs:
                     if item.settle or span.trace_id in roots:
                         run_id = of_trace[span.trace_id] = _run_of_trace(span)
-                        self.anonymous.add(run_id)
                 else:
                     run_id = span.stamp.automatic_run_id
                     if run_id:
@@ -131,7 +134,7 @@ class Placing:
         """The run is not in the database: make it where that is the rule, else the item's outcome says so."""
         assert item.span is not None
         assert stamp.run_id
-        own = stamp.run_id in self.anonymous
+        own = self.nobody_named(stamp.run_id, item.span)
         if own or self._settings.on_missing_run == "create":
             session = item.span.stamp.bound_session_id or stamp.session_id
             meta = {"automatic": True} if own else None

@@ -413,12 +413,13 @@ class Store:
                             self._enriched.clear()
                         self._enriched.add((event.run_id, column))
                         self._workflow.enrich_run(connection, event.run_id, column, str(value))
-            if self.per_trace_runs and self._placing.anonymous:
+            if self.per_trace_runs:
                 for facts in change.trace.facts.values():
-                    span = facts.span
-                    if not span.parent_span_id and span.end_ns is not None and span.stamp.run_id in self._placing.anonymous:
+                    span, run_id = facts.span, facts.span.stamp.run_id
+                    is_end = not span.parent_span_id and span.end_ns is not None
+                    if run_id and is_end and self._placing.nobody_named(run_id, span):
                         self._workflow.end_run(
-                            connection, span.stamp.run_id, status="failed" if span.status_code == 2 else "completed",
+                            connection, run_id, status="failed" if span.status_code == 2 else "completed",
                             at_ns=span.end_ns)
 
     def _intern(self, body: dict[str, Any]) -> str:

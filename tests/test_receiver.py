@@ -304,6 +304,18 @@ def test_two_servers_on_one_database_give_every_span_one_row(serving: Any, datab
         ) == [(40, 40)]
 
 
+def test_a_run_ends_with_its_root_whichever_server_gets_it(serving: Any, database: Path) -> None:
+    """The run of a trace was made by a server that got the children; its root comes to another (or to the next one)."""
+    with serving() as one, serving() as two:
+        send(one, agent(2, parent_span_id=f"{1:016x}"))
+        assert one.pipeline.flush(10)
+        assert rows(database, "SELECT status FROM workflow_runs") == [("executing",)]
+        send(two, agent(1))
+        assert two.pipeline.flush(10)
+        assert rows(database, "SELECT status FROM workflow_runs") == [("completed",)]
+        assert rows(database, "SELECT count(DISTINCT run_id), count(*) FROM execution_events") == [(1, 2)]
+
+
 def test_a_mixed_batch_stores_every_good_span(serving: Any, database: Path) -> None:
     with serving() as server:
         request = make_request(*[agent(n, name="QQQQ") for n in range(1, 21)])
