@@ -136,6 +136,31 @@ def test_an_ag2_program_lands_in_the_database_by_the_stock_command(shell: Shell,
     assert (kinds.count("code_exec"), kinds.count("tool_call"), kinds.count("llm_call")) == (2, 2, 5)
 
 
+def test_the_code_that_ag2_runs_is_not_instrumented_by_the_stock_command(shell: Shell) -> None:
+    """The stock tool's default metrics exporter would hold the end of each Python child up for seconds: a timeout."""
+    shell.program("""
+        import os, subprocess, sys
+        from autogen import ConversableAgent
+        from autogen.coding import LocalCommandLineCodeExecutor
+
+        CODE = "```python\\nimport sys; print([m for m in sys.modules if m.startswith('opentelemetry')])\\n```"
+        before = os.environ["PYTHONPATH"]
+        for config in ({"work_dir": "work", "use_docker": False},
+                       {"executor": LocalCommandLineCodeExecutor(work_dir=".")}):
+            agent = ConversableAgent("coder", llm_config=False, human_input_mode="NEVER", code_execution_config=config)
+            agent.generate_reply([{"role": "user", "content": CODE}])
+        assert os.environ["PYTHONPATH"] == before
+        worker = subprocess.run([sys.executable, "-c", "import sys; print('opentelemetry' in sys.modules)"],
+                                capture_output=True, text=True)
+        print("a worker of the program:", worker.stdout)
+    """)
+    done = shell.run(*STOCK, OTEL_TRACES_EXPORTER="cmb", **METRICS_AND_LOGS_OFF)
+    assert done.returncode == 0, done.stderr
+    assert "a worker of the program: True" in done.stdout
+    codes = [event for event in shell.events() if event.event_type == "code_exec"]
+    assert [event.outputs["result"].strip() for event in codes] == ["[]", "[]"]
+
+
 def test_a_run_named_by_the_environment_is_the_applications(shell: Shell) -> None:
     """`OTEL_CMB_RUN_ID` of a run that is there: its row is not touched, its session is on the events."""
     shell.program("""

@@ -245,6 +245,33 @@ def test_multiprocessing_children_belong_to_the_program(shell: Shell, method: st
     assert {event.status for event in shell.events()} == {"completed"}
 
 
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_chats_of_multiprocessing_children_are_nodes_of_their_own(shell: Shell, method: str) -> None:
+    shell.program(f"""
+        import multiprocessing
+        from autogen import ConversableAgent
+
+        def chat(n):
+            one, other = (ConversableAgent(name + str(n), llm_config=False, human_input_mode="NEVER", default_auto_reply="ok")
+                          for name in ("a", "b"))
+            one.initiate_chat(other, message="go", max_turns=1)
+
+        if __name__ == "__main__":
+            chat(0)
+            context = multiprocessing.get_context({method!r})
+            children = [context.Process(target=chat, args=(n,)) for n in (1, 2)]
+            for child in children:
+                child.start()
+            chat(3)
+            for child in children:
+                child.join()
+    """)
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py")
+    assert done.returncode == 0, done.stderr
+    nodes = {event.agent_name: event.node_id for event in shell.events() if event.event_type == "info"}
+    assert (nodes["a0"], nodes["a3"], len(set(nodes.values()))) == ("chat_1", "chat_2", 4)
+
+
 def test_a_program_that_replaces_itself_is_still_the_program(shell: Shell) -> None:
     """Servers that reload and scripts that enter their virtual environment do it by `exec`."""
     shell.program("""

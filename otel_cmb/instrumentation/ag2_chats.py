@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Mapping
 from contextvars import Token
@@ -30,7 +32,8 @@ QUIET_KEY = create_key("otel_cmb-ag2-quiet")
 SENDER_KEY = create_key("otel_cmb-ag2-sender")
 
 _lock = threading.Lock()
-_chats: dict[str | None, int] = {}
+_chats: dict[tuple[str | None, int], int] = {}
+_home = os.getpid()
 
 
 def forget_nodes() -> None:
@@ -40,10 +43,16 @@ def forget_nodes() -> None:
 
 
 def _next_node() -> str:
-    run_id = context.current().run_id
+    """`chat_1`, `chat_2`, ...; `chat_4711_1`, ... in process 4711 that a program forked or spawned: it has the same run."""
+    run_id, process = context.current().run_id, os.getpid()
     with _lock:
-        _chats[run_id] = number = _chats.get(run_id, 0) + 1
-    return f"chat_{number}"
+        _chats[run_id, process] = number = _chats.get((run_id, process), 0) + 1
+    return f"chat_{process}_{number}" if _is_child(process) else f"chat_{number}"
+
+
+def _is_child(process: int) -> bool:
+    started = sys.modules.get("multiprocessing.process")
+    return process != _home or (started is not None and started.parent_process() is not None)
 
 
 # A chat: initiate_chat(recipient, ...); several: initiate_chats(chat_queue).

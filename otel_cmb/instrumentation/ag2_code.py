@@ -14,6 +14,7 @@ from otel_cmb import spans
 from otel_cmb.instrumentation.ag2_files import Snapshot, file_type
 from otel_cmb.instrumentation.ag2_patch import Act, Call, Doing, Hook
 from otel_cmb.instrumentation.ag2_state import agent_name, innermost, values
+from otel_cmb.instrumentation.children import PlainChildren
 
 __all__ = ["BLOCKS", "EXECUTOR", "RUN_CODE"]
 
@@ -57,7 +58,12 @@ class Saving:
 class Executing(Doing[spans.CodeExec, Saving]):
     """A code execution, and the files that come with it."""
 
+    def __init__(self, block: spans.CodeExec, note: Saving):
+        super().__init__(block, note)
+        self._children = PlainChildren()
+
     def end(self, error: BaseException | None = None) -> None:
+        self._children.end()
         self.note.end(error)
         super().end(error)
 
