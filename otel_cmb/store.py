@@ -40,6 +40,7 @@ from otel_cmb.dialects import (
 )
 from otel_cmb.errors import RunNotFoundError
 from otel_cmb.event import Event, Span
+from otel_cmb.faults import Fault, classify
 from otel_cmb.history import HistoryWriter
 from otel_cmb.items import (
     COMMITTED,
@@ -79,6 +80,8 @@ class Store:
         self._interned: set[str] = set()
         self._to_intern: dict[str, str] = {}
         self._enriched: set[tuple[str, str]] = set()
+        self._remembering = False
+        """Something was learnt from the database that somebody may have deleted since."""
 
     # -- connection ----------------------------------------------------------------------------------------------------
 
@@ -131,6 +134,7 @@ class Store:
 
     def forget(self) -> None:
         """Trust nothing remembered about the database: after an error, and when it may have been replaced."""
+        self._remembering = False
         self._cache.clear()
         self._interned.clear()
         self._enriched.clear()
@@ -160,6 +164,16 @@ class Store:
     def write(self, items: Sequence[Item]) -> None:
         """Write the items in one transaction and set each one's outcome; all of it, or none (an exception)."""
         self.connect()
+        remembering = self._remembering
+        try:
+            self._transact(items)
+        except Exception as error:
+            if not remembering or classify(error).fault is not Fault.POISON:
+                raise
+            self._transact(items)  # a node, step or event that was remembered may have been deleted since: look again
+        self._remembering = True
+
+    def _transact(self, items: Sequence[Item]) -> None:
         assert self._engine is not None
         extra: set[str] = set()
         try:

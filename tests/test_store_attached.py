@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from fault_support import BASE_NS
+from fault_support import BASE_NS, agent_span
 from support import application_schema
 from support.application_schema import Application, Shape
 
@@ -80,3 +80,55 @@ def test_rows_of_ours_have_what_the_applications_code_would_have_filled(applicat
     assert app.fingerprint() == before
     with app.engine.connect() as connection:
         assert connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalars().all() == ["b8c9d0e1f2a3"]
+
+
+@pytest.mark.parametrize("table", ["dag_nodes", "workflow_steps"])
+def test_what_the_application_deleted_meanwhile_costs_no_event(application, store, table):
+    app = application()
+    session_id = app.add_session()
+    run_id = app.add_run(session_id)
+    app.add_node(run_id, session_id, "step_1")
+    step_id = app.add_step(run_id, session_id)
+
+    def write(n: int) -> str:
+        span = agent_span(n, 1, run=run_id, start=n * 1000, name="agent")
+        span.attributes |= {"cmb.node.id": "step_1", "cmb.step.id": step_id}
+        item = Item(n, span=span)
+        store.write([item])
+        assert item.outcome is not None
+        return item.outcome.result
+
+    assert write(1) == "committed"
+    with app.engine.begin() as connection:
+        connection.execute(sa.delete(app.table(table)))
+    assert write(2) == "committed"
+    last = app.rows("execution_events", "execution_order")[-1]
+    gone, name, key = {
+        "dag_nodes": ("node_id", "step_1", "node"), "workflow_steps": ("step_id", step_id, "step"),
+    }[table]
+    assert last[gone] is None
+    assert last["meta"][key] == name
+    if table == "dag_nodes":  # and it may come back under another id
+        with app.engine.begin() as connection:
+            app._insert(
+                connection, "dag_nodes", id="another", run_id=run_id, session_id=session_id, node_type="agent",
+                order_index=1, status="pending", meta={"id": "step_1"})
+        assert write(3) == "committed"
+        assert app.rows("execution_events", "execution_order")[-1]["node_id"] == "another"
+
+
+def test_a_parent_the_application_deleted_costs_no_event(application, store):
+    app = application()
+    run_id = app.add_run(app.add_session())
+
+    def write(n: int, parent: int | None) -> str:
+        item = Item(n, span=agent_span(1, n, run=run_id, parent=parent, start=n * 1000, name=f"agent {n}"))
+        store.write([item])
+        assert item.outcome is not None
+        return item.outcome.result
+
+    assert write(1, None) == "committed"
+    with app.engine.begin() as connection:
+        connection.execute(sa.delete(app.table("execution_events")))
+    assert write(2, 1) == "committed"
+    assert [row["parent_event_id"] for row in app.rows("execution_events")] == [None]
