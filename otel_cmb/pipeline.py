@@ -65,9 +65,9 @@ from otel_cmb.journal import (
     adoptable,
     database_directory,
     journals,
-    keep_for_ever,
     read_only_summary,
 )
+from otel_cmb.journal_state import keep_for_ever
 from otel_cmb.otlp_clean import SpanContent
 from otel_cmb.redact import Redactor
 from otel_cmb.sanitize import UNCUT, clean_span

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from otel_cmb.errors import JournalError
-from otel_cmb.journal import LATEST_DUE, Parked, Progress, Record
+from otel_cmb.journal_records import LATEST_DUE, Parked, Progress, Record
 
 __all__ = ["Standby"]
 

@@ -49,8 +49,7 @@ def abandon(pipeline: Pipeline) -> None:
     if pipeline._thread is not None:
         pipeline._thread.join(5)
     if pipeline._journal is not None:
-        if pipeline._journal._state is not None:
-            pipeline._journal._state.close()
+        pipeline._journal._state.close()
         pipeline._journal.forget()
     if pipeline._store is not None:
         pipeline._store.close()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from otel_cmb.errors import JournalError
-from otel_cmb.journal import HEADER, Journal, JournalFullError, Parked, Progress, adoptable, journals, read_only_summary
+from otel_cmb.journal import Journal, JournalFullError, Parked, Progress, adoptable, journals, read_only_summary
+from otel_cmb.journal_log import HEADER
 
 
 def make(directory: Path, **options: int) -> Journal:
@@ -20,8 +23,7 @@ def make(directory: Path, **options: int) -> Journal:
 def abandon(journal: Journal) -> str:
     """What SIGKILL leaves: the files, and a lock nobody holds."""
     path = journal.path
-    if journal._state is not None:
-        journal._state.close()
+    journal._state.close()
     journal.forget()
     return path
 
@@ -198,12 +200,12 @@ def test_a_state_that_cannot_be_written_now_is_written_later(state_dir: Path) ->
     journal.append([b"one", b"two"])
     one, two = journal.read(9)
     journal.advance(Progress(counts={"committed": 1}))
-    journal._connect().execute("PRAGMA max_page_count=1")
+    journal._state.connect().execute("PRAGMA max_page_count=1")
     big = Parked(one.seq, "no_run", b"x" * 100_000, span_id="1")
     journal.advance(Progress(done=one, park=[big]))
     assert journal.parked_counts() == {"no_run": 1}
     assert journal.cursor_seq() == 1
-    journal._connect().execute("PRAGMA max_page_count=100000")
+    journal._state.connect().execute("PRAGMA max_page_count=100000")
     journal.advance(Progress(done=two, counts={"committed": 1}))
     assert [parked.seq for parked in journal.parked()] == [1]
     assert journal.counts() == {"committed": 2}
@@ -230,7 +232,7 @@ def test_parked_rows_are_saved_from_a_damaged_state(state_dir: Path, caplog: pyt
     record = journal.read(1)[0]
     parked = [Parked(n, "no_run", b"x" * 2000, span_id=str(n)) for n in range(1, 200)]
     journal.advance(Progress(done=record, park=parked))
-    journal._connect().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    journal._state.connect().execute("PRAGMA wal_checkpoint(TRUNCATE)")
     path = Path(abandon(journal)) / "state.db"
     data = bytearray(path.read_bytes())
     data[200 * 4096 // 2 + 100 : 200 * 4096 // 2 + 4000] = b"\xff" * 3900
@@ -305,3 +307,21 @@ def test_ctrl_c_in_the_middle_of_an_append_leaves_a_journal_that_goes_on(
     assert bodies(journal) == [b"one", b"three"]
     assert lost(journal) == 0
     journal.close()
+
+
+def test_a_question_that_waited_for_the_close_makes_no_file(
+    state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    journal = make(state_dir)
+    journal.append([b"one"])
+    journal.advance(Progress(park=[Parked(7, "no_run", b"seven")]))
+    answers: list[list[Parked]] = []
+    with journal._state.lock:
+        asking = threading.Thread(target=lambda: answers.append(journal.parked()))
+        asking.start()
+        time.sleep(0.05)
+        assert not journal.close()
+    asking.join(5)
+    assert answers == [[]]
+    assert not (tmp_path / "state.db").exists()

@@ -1,0 +1,102 @@
+"""Where journals are, and whose: one directory each, with a lock file that its owner holds while it lives."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import time
+
+__all__ = ["database_directory", "is_mine", "is_owned", "journals", "make", "owner_of", "release", "take"]
+
+_mine: set[str] = set()
+"""Paths this process owns or has adopted. A second descriptor on the same lock file would not conflict with itself after
+a fork, so these are skipped by name."""
+
+
+def database_directory(state_dir: str, key: str) -> str:
+    """Where the journals of one database are; `key` names the database without its password."""
+    return os.path.join(state_dir, key)
+
+
+def journals(directory: str) -> list[str]:
+    """Paths of all journals under a database's directory, oldest first."""
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+    return [path for name in names if os.path.isfile(os.path.join(path := os.path.join(directory, name), "lock"))]
+
+
+def make(directory: str, run_id: str) -> tuple[str, int]:
+    """A new journal's directory under `directory`: its path, and the descriptor that holds its lock. Raises `OSError`."""
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    while True:
+        path = os.path.join(directory, f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(3)}")
+        os.mkdir(path, 0o700)
+        fd = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(os.path.join(path, "lock")):
+                break
+        except OSError:
+            pass
+        os.close(fd)  # an adopter was faster than the owner, and may have removed the empty journal already
+    os.write(fd, f"{os.getpid()}\n{run_id}\n".encode())
+    _mine.add(path)
+    return path, fd
+
+
+def take(path: str) -> int | None:
+    """The descriptor that holds the lock of a journal whose owner is gone; `None` if the owner lives (or another adopter
+    was faster)."""
+    try:
+        fd = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.exists(os.path.join(path, "lock")):  # removed between open and lock
+            raise OSError
+    except OSError:
+        os.close(fd)
+        return None
+    _mine.add(path)
+    return fd
+
+
+def release(path: str) -> None:
+    """This process has nothing to do with the journal any more."""
+    _mine.discard(path)
+
+
+def is_mine(path: str) -> bool:
+    """Whether this process owns the journal or has adopted it."""
+    return path in _mine
+
+
+def is_owned(path: str) -> bool:
+    """Whether a living process owns the journal or has adopted it."""
+    if path in _mine:
+        return True
+    try:
+        fd = os.open(os.path.join(path, "lock"), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def owner_of(path: str) -> tuple[int | None, str]:
+    """The process that made the journal, and its automatic run."""
+    try:
+        with open(os.path.join(path, "lock"), encoding="ascii") as file:
+            pid, _, run_id = file.read(200).partition("\n")
+        return int(pid.strip() or 0) or None, run_id.strip()
+    except (OSError, ValueError):
+        return None, ""

@@ -1,0 +1,298 @@
+"""The log of a journal: appended records in numbered segments, read back in order whatever happened to the files.
+
+    log-00000001   magic (4) | number (8) | length (4) | CRC-32 (4) | body, then the next record
+    log-00000002   ...
+
+A damaged stretch is skipped to the next whole record; the gap in the numbers says exactly how many were lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Sequence
+
+from otel_cmb.journal_records import Record
+
+__all__ = ["Log"]
+
+MAGIC = b"\xc5CMB"
+HEADER = struct.Struct("<4sQII")
+SEGMENT_BYTES = 8 * 1024 * 1024
+MAX_RECORD = 256 * 1024 * 1024
+READ_BYTES = 8 * 1024 * 1024
+
+
+class Log:
+    """The segments of one journal. Appending is for any thread (under `lock`), reading for one, the writer's.
+
+    `adopted`: of another process, or only looked at; its end is what the files say.
+    """
+
+    def __init__(self, segment_bytes: int = SEGMENT_BYTES, *, path: str = ""):
+        self.path = path
+        self.size = 0
+        """Bytes of all segments."""
+        self.last_seq = 0
+        """Number of the newest record."""
+        self.lock = threading.RLock()
+        self._segment_bytes = segment_bytes
+        self._adopted = bool(path)
+        self._fd: int | None = None
+        self._segment = 0
+        self._offset = 0
+        self._read: tuple[int, int] | None = None
+        self._read_seq: int | None = None
+        self._read_fd: tuple[int, int] | None = None
+        if path:
+            segments = self._segments()
+            self._segment = segments[-1] if segments else 0
+            self._offset = self._size(self._segment) if segments else 0
+            self.size = sum(self._size(number) for number in segments)
+
+    # -- append --------------------------------------------------------------------------------------------------------
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a segment to append to."""
+        return self._fd is not None
+
+    def begin(self, path: str) -> None:
+        """Make the first segment."""
+        self.path = path
+        self._roll()
+
+    def roll_if_full(self) -> None:
+        """Begin a new segment when this one has its size."""
+        if self._offset >= self._segment_bytes:
+            self._roll()
+
+    def _roll(self) -> None:
+        previous = self._fd
+        path = self._segment_path(self._segment + 1)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._segment += 1
+        self._offset = 0
+        if previous is not None:
+            os.fdatasync(previous)
+            os.close(previous)
+
+    def packed(self, bodies: Sequence[bytes]) -> bytes:
+        """The next records as they lie on the disk."""
+        seq, parts = self.last_seq, []
+        for body in bodies:
+            seq += 1
+            parts.append(HEADER.pack(MAGIC, seq, len(body), zlib.crc32(body)))
+            parts.append(body)
+        return b"".join(parts)
+
+    def write(self, data: bytes, count: int) -> int:
+        """Append `count` packed records, all or none; the number of the last one. Raises `OSError`."""
+        assert self._fd is not None
+        before = self._offset, self.size, self.last_seq
+        try:
+            written = os.write(self._fd, data)
+            while written < len(data):  # a disk that is nearly full takes a part first, then says so
+                written += os.write(self._fd, memoryview(data)[written:])
+            self._offset += len(data)
+            self.size += len(data)
+            self.last_seq += count
+        except BaseException:  # also Ctrl-C between the write and its bookkeeping
+            self._offset, self.size, self.last_seq = before
+            try:
+                os.ftruncate(self._fd, self._offset)
+            except OSError:  # what cannot be taken back is skipped by the reader
+                self._offset = os.fstat(self._fd).st_size
+            raise
+        return self.last_seq
+
+    def sync(self) -> None:
+        """Return when everything appended is on the disk. Raises `OSError`."""
+        if self._fd is not None:
+            os.fdatasync(self._fd)
+
+    # -- read ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def positioned(self) -> bool:
+        """Whether it is known where to read next; :meth:`seek` says it."""
+        return self._read is not None
+
+    def seek(self, cursor: tuple[int, int, int] | None) -> None:
+        """Read on from the cursor (segment, offset, number of the last record before it); from the start without one."""
+        seq: int | None
+        if cursor is not None:
+            segment, offset, seq = cursor
+        else:
+            segments = self._segments()
+            segment, offset = (segments[0] if segments else 1), 0
+            seq = 0 if segment == 1 else None  # without a cursor only the first segment says where numbers begin
+        self._read, self._read_seq = (segment, offset), seq
+
+    def unseek(self) -> None:
+        """The cursor is not what it was: it is asked for before the next reading."""
+        self._read = None
+
+    def count_from(self, cursor: tuple[int, int, int] | None) -> int:
+        """How many records follow the cursor. The position of reading stays as it was."""
+        mark, seq = self._read, self._read_seq
+        self.seek(cursor)
+        count = 0
+        while batch := self.read(4096):
+            count += len(batch)
+        self._read, self._read_seq = mark, seq
+        return count
+
+    def read(self, limit: int, max_bytes: int = READ_BYTES) -> list[Record]:
+        """The next records that were not read yet, in order."""
+        assert self._read is not None
+        records: list[Record] = []
+        taken = 0
+        while len(records) < limit and taken < max_bytes:
+            segment, offset = self._read
+            with self.lock:
+                live, end = self._segment, self._offset
+            if segment > live or (segment == live and offset >= end):
+                break
+            last = segment == live
+            stop = end if segment == live else self._size(segment)
+            if offset >= stop:
+                self._read = (segment + 1, 0)
+                continue
+            chunk = self._pread(segment, offset, min(stop - offset, max(65536, max_bytes - taken)))
+            found, consumed = self._parse(chunk, segment, offset, stop, limit - len(records))
+            if consumed == 0:
+                consumed = stop - offset  # unreadable
+            records += found
+            taken += consumed
+            self._read = (segment, offset + consumed)
+            if last and offset + consumed >= stop and (missing := self._missing_at_end(found, segment, offset, stop)):
+                records.append(missing)
+        return records
+
+    def _missing_at_end(self, found: list[Record], segment: int, offset: int, stop: int) -> Record | None:
+        """Damage after the last whole record shows in no gap of the numbers. A record that is merely cut short was never
+        accepted: its writer died in the middle of it."""
+        seq = self._read_seq or 0
+        if not self._adopted:
+            with self.lock:
+                if self._offset != stop or seq >= self.last_seq:
+                    return None
+                lost = self.last_seq - seq
+        else:
+            begin = found[-1].end[1] if found else offset
+            if begin >= stop or _is_cut_short(self._pread(segment, begin, stop - begin)):
+                return None
+            lost = 1
+        self._read_seq = seq + lost
+        return Record(seq + lost, b"", (segment, stop), lost - 1)
+
+    def _parse(self, chunk: bytes, segment: int, base: int, stop: int, limit: int) -> tuple[list[Record], int]:
+        """Whole records of the chunk that begins at `base`, and how much of it is done."""
+        records: list[Record] = []
+        position = 0
+        while len(records) < limit and position + HEADER.size <= len(chunk):
+            magic, seq, length, crc = HEADER.unpack_from(chunk, position)
+            end = position + HEADER.size + length
+            if magic == MAGIC and length <= MAX_RECORD and base + end > stop and base + len(chunk) >= stop:
+                magic = b""  # says it is longer than what is there: damaged, or cut off by a crash
+            if magic == MAGIC and length <= MAX_RECORD and end > len(chunk):
+                if position == 0:  # one record larger than the chunk
+                    chunk = self._pread(segment, base, end)
+                    if len(chunk) >= end:
+                        continue
+                else:
+                    break
+            body = chunk[position + HEADER.size : end]
+            if magic != MAGIC or length > MAX_RECORD or zlib.crc32(body) != crc:
+                following = chunk.find(MAGIC, position + 1)
+                if following < 0:
+                    if base + len(chunk) >= stop:
+                        position = len(chunk)
+                    else:
+                        position = max(position + 1, len(chunk) - len(MAGIC))
+                    break
+                position = following
+                continue
+            gap = seq - self._read_seq - 1 if self._read_seq is not None else 0
+            self._read_seq = seq
+            position = end
+            records.append(Record(seq, body, (segment, base + end), max(gap, 0)))
+        if position + HEADER.size > len(chunk) and base + len(chunk) >= stop:
+            position = len(chunk)
+        return records, position
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def drop_before(self, segment: int) -> None:
+        """Give back the segments whose records are all done."""
+        for number in self._segments():
+            if number < segment:
+                size = self._size(number)
+                with contextlib.suppress(OSError):
+                    os.unlink(self._segment_path(number))
+                    with self.lock:
+                        self.size -= size
+
+    def close(self) -> None:
+        """Close the files. What is appended next begins a journal of its own; the numbers go on."""
+        self.close_reading()
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+        self.path = ""
+        self._segment = self._offset = self.size = 0
+        self._read, self._read_seq = None, None
+
+    def close_reading(self) -> None:
+        """Close the segment that is being read."""
+        if self._read_fd is not None:
+            os.close(self._read_fd[1])
+            self._read_fd = None
+
+    def forget(self) -> None:
+        """In a forked child: close what was inherited."""
+        for fd in (self._fd, self._read_fd[1] if self._read_fd else None):
+            if fd is not None:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+
+    def _segment_path(self, number: int) -> str:
+        return os.path.join(self.path, f"log-{number:08d}")
+
+    def _segments(self) -> list[int]:
+        try:
+            return sorted(int(name[4:]) for name in os.listdir(self.path) if name.startswith("log-"))
+        except (FileNotFoundError, ValueError):
+            return []
+
+    def _size(self, number: int) -> int:
+        try:
+            return os.stat(self._segment_path(number)).st_size
+        except FileNotFoundError:
+            return 0
+
+    def _pread(self, segment: int, offset: int, length: int) -> bytes:
+        if self._read_fd is None or self._read_fd[0] != segment:
+            self.close_reading()
+            try:
+                with self.lock:
+                    if self._fd is not None and segment == self._segment:  # readable also when somebody removed the file
+                        fd = fcntl.fcntl(self._fd, fcntl.F_DUPFD_CLOEXEC, 0)
+                    else:
+                        fd = os.open(self._segment_path(segment), os.O_RDONLY | os.O_CLOEXEC)
+                self._read_fd = (segment, fd)
+            except FileNotFoundError:
+                return b""
+        return os.pread(self._read_fd[1], length, offset)
+
+
+def _is_cut_short(tail: bytes) -> bool:
+    if len(tail) < HEADER.size:
+        return MAGIC.startswith(tail[: len(MAGIC)])
+    magic, _, length, _ = HEADER.unpack_from(tail)
+    return bool(magic == MAGIC and HEADER.size + length > len(tail))
