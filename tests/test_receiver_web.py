@@ -59,6 +59,19 @@ def services(server: Running, token: str | None) -> Any:
         return list(call(storage.GetServicesRequest(), timeout=20, metadata=metadata).services)
 
 
+def test_the_page_knows_where_jaeger_is(tmp_path: Path) -> None:
+    known: dict[str, Any] = {"database_url": f"sqlite:///{tmp_path}/e.db", "state_dir": str(tmp_path / "state")}
+    pipeline = Pipeline(config.load({}, **known), per_trace_runs=True)
+    try:
+        with running(pipeline, general=known, web=True, jaeger_url="http://127.0.0.1:16686/") as found:
+            with grpc.insecure_channel(found.grpc) as channel:
+                TraceServiceStub(channel).Export(make_request(make_span(1)), timeout=20)
+            pipeline.flush(10)
+            assert get(found, "/api/info").json()["jaeger_url"] == "http://127.0.0.1:16686"
+    finally:
+        pipeline.shutdown(5)
+
+
 def test_everything_is_read_by_who_may(server: Running) -> None:
     assert services(server, "reads-everything") == ["t"]
     assert get(server, "/api/v3/services", "reads-everything").json() == {"services": ["t"]}

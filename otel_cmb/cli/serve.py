@@ -24,6 +24,7 @@ JAEGER_STORAGE = "127.0.0.1:17271"
 @click.option("--insecure", is_flag=True, default=None, help="Serve other hosts without TLS or without a token.")
 @click.option("--jaeger-storage", is_flag=False, flag_value=JAEGER_STORAGE, metavar="[HOST:PORT]",
               help=f"Also serve Jaeger's remote storage API.  [default address: {JAEGER_STORAGE}]")
+@click.option("--jaeger-url", help="Where traces can be looked at, e.g. http://127.0.0.1:16686.")
 @click.option("--max-request-mib", type=int, help="Largest request, before and after decompression.  [default: 64]")
 @click.option("--max-spans", type=int, help="Most spans in one request.  [default: 100000]")
 @click.option("--max-concurrent", type=int, help="Requests worked on at once.  [default: 64]")

@@ -72,7 +72,7 @@ class Receiver:
     def _web_page(self) -> Any:
         from otel_cmb.receiver.web import Web
 
-        return Web(self.house, self._general, self.addresses["http"], self._jaeger_query())
+        return Web(self.house, self._general, self.addresses["http"], self._jaeger_query(), self.house.settings.jaeger_url)
 
     def _jaeger_query(self) -> Any:
         if self._query is None:

@@ -57,6 +57,14 @@ def _address(value: Any) -> Address | None:
     return Address(host.strip("[]"), int(port))
 
 
+def _page(value: Any) -> str:
+    """an address that begins with http:// or https://"""
+    text = str(value).strip()
+    if not text.startswith(("http://", "https://")):
+        raise ValueError
+    return text
+
+
 _whole, _number, _boolean, _text, _choice = (
     config._whole, config._number, config._boolean, config._text, config._choice,
 )
@@ -65,6 +73,7 @@ SERVE_SETTINGS: tuple[Setting, ...] = (
     Setting("serve_grpc", "127.0.0.1:4317", _address, "Address of OTLP over gRPC."),
     Setting("serve_http", "127.0.0.1:4318", _address, "Address of OTLP over HTTP, health, metrics and the web page."),
     Setting("serve_jaeger_storage", None, _address, "Address of Jaeger's remote storage API; not served if unset."),
+    Setting("serve_jaeger_url", None, _page, "Where Jaeger's own pages are: the web page links its traces there."),
     Setting("serve_token_file", None, _text,
             "File of bearer tokens, one per line, optionally followed by the session id it is bound to."),
     Setting("serve_tls_cert", None, _text, "Certificate chain (PEM) of the server, for both doors."),
@@ -94,6 +103,7 @@ class ServeSettings:
     grpc: Address | None
     http: Address | None
     jaeger_storage: Address | None
+    jaeger_url: str | None
     token_file: str | None
     tls_cert: str | None
     tls_key: str | None

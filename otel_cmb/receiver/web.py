@@ -29,11 +29,13 @@ __all__ = ["Web"]
 class Web:
     """An ASGI application: `/api/...` that the page does not know is Jaeger's, everything else is the page's."""
 
-    def __init__(self, house: House, general: Settings, address: Address, query: JaegerQuery) -> None:
+    def __init__(self, house: House, general: Settings, address: Address, query: JaegerQuery,
+                 jaeger_url: str | None = None) -> None:
         self._house = house
         self._hosts: Collection[str] | None = LOOPBACK | {address.host} if address.loopback else None
         self.page: Starlette = create_app(
-            lambda: open_reader(general.database_url, schema=general.schema), token=house.tokens, hosts=self._hosts
+            lambda: open_reader(general.database_url, schema=general.schema), token=house.tokens, hosts=self._hosts,
+            jaeger_url=jaeger_url,
         )
         self._jaeger = Router(routes(query, self._refusal), redirect_slashes=False)
 
