@@ -113,12 +113,19 @@ def _count_spending(heads: list[Node]) -> None:
 
 def _event(node: Node, above: Event | None, agents: dict[str, str]) -> Event:
     facts, kind = node.best, node.kind
+    name = who(node, above.agent_name if above is not None else None)
+    key = None
+    if above is not None and _tells_all(node):
+        key = (kind, name, node.below, node.costs_below, above.id, above.depth, above.node_id, above.step_id)
+        known = None if facts.memo is None else facts.memo.get("as event")
+        if known is not None and known[0] == key:
+            return known[1]  # type: ignore[no-any-return]
     span = node.facts.span
     node_id, step_id, named_parent = placed(span)
     subtype, status = _state(facts, kind, facts.failed or node.exit_code not in (None, 0))
     event = Event(
         facts.id, span.trace_id, span.span_id, kind, subtype, status, span.start_ns, span.end_ns,
-        span.stamp.run_id, node_id, step_id, who(node, above.agent_name if above is not None else None),
+        span.stamp.run_id, node_id, step_id, name,
         spans=[span, *(member.facts.span for member in node.members)] if node.members else [span],
     )  # fmt: skip
     if above is not None:
@@ -131,7 +138,23 @@ def _event(node: Node, above: Event | None, agents: dict[str, str]) -> Event:
     if isinstance(role, str) and role:
         event.agent_role = role
     _fill(node, event, agents)
+    if key is not None and facts.memo is not None:
+        facts.memo["as event"] = key, event
     return event
+
+
+def _tells_all(node: Node) -> bool:
+    """Whether the event follows from the span and from what the event above it is, so that it need not be made again
+    each time the trace grows."""
+    facts, kind = node.facts, node.kind
+    if node.members or node.whole is not None or facts.explicit or facts.failed or node.exit_code is not None:
+        return False
+    if kind in (LLM, TOOL, CONTAINER):
+        return True
+    if kind != AGENT:
+        return False
+    payload = payload_of(facts, kind)
+    return not facts.captures(kind) or ("message" in payload.inputs and "response" in payload.outputs)
 
 
 def _state(facts: Facts, kind: str, failed: bool) -> tuple[str, str]:
