@@ -125,6 +125,8 @@ class Known:
             if spans:
                 trace.know(values["id"], self._facts(spans[0], values["id"]))
                 merged += [(trace, span) for span in spans[1:]]
+            else:
+                trace.unread.add(values["id"])
         skeletons: Iterable[Any]
         if self._binding.owned:
             skeletons = self._ranged(connection, trace_ids, self._own("otel_cmb_spans"), "id, body")

@@ -324,7 +324,8 @@ class Store:
         gone: list[str] = []
         stored_here = {event.id for change in changes for event in change.new}
         for change in changes:
-            gone += [id_ for id_ in change.trace.orders if id_ not in change.after]
+            change.trace.unread.difference_update(change.after)
+            gone += [id_ for id_ in change.trace.orders if id_ not in change.after and id_ not in change.trace.unread]
             lift = lifted(change, parents)
             for event in change.after.values():
                 id_, held = event.id, change.trace.orders.get(event.id)
@@ -355,7 +356,8 @@ class Store:
         self._known.save(connection, [(change.trace, change.after) for change in changes], self._writer)
         self._enrich(connection, changes)
         for change in changes:
-            change.trace.orders = {id_: orders[id_] for id_ in change.after}
+            unread = {id_: change.trace.orders[id_] for id_ in change.trace.unread}
+            change.trace.orders = {**unread, **{id_: orders[id_] for id_ in change.after}}
 
     def _next_order(self, connection: Connection, run_id: str) -> int:
         value = connection.exec_driver_sql(
@@ -471,7 +473,7 @@ class Store:
                     self._run_rows = self._workflow.find_runs(connection, runs)
                     result["rows"] += len(change.after)
                     result["made"] += len(change.after.keys() - trace.orders.keys())
-                    result["deleted"] += len(trace.orders.keys() - change.after.keys())
+                    result["deleted"] += len(trace.orders.keys() - change.after.keys() - trace.unread)
                     self._apply(connection, [change])
                 connection.commit()
             self.forget()

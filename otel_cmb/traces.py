@@ -40,6 +40,8 @@ class Trace:
     events: dict[str, Event] = field(default_factory=dict)
     """As stored, by event id, in the order of `assemble`."""
     orders: dict[str, int] = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)
+    """Ids of rows that say no longer which span they were made of: their `meta` was replaced by the application."""
     skeletons: set[str] = field(default_factory=set)
     """Ids stored as skeletons: spans that are no events."""
     marker: object = None
@@ -102,7 +104,14 @@ class Trace:
 
     def assembled(self, record: str) -> dict[str, Event]:
         """The events as they should be now, parents before children."""
-        return {event.id: event for event in assemble(self.facts.values(), record=record)}
+        events = {event.id: event for event in assemble(self.facts.values(), record=record)}
+        if self.unread:
+            for event in events.values():
+                above = event.spans[0].parent_span_id if event.spans and event.parent_event_id is None else None
+                parent = event_id(self.trace_id, above) if above else ""
+                if parent in self.unread and parent not in events:
+                    event.parent_event_id, event.parent_known = parent, False  # looked up like one of another trace
+        return events
 
 
 def _rank(span: Span) -> int:

@@ -132,3 +132,34 @@ def test_a_parent_the_application_deleted_costs_no_event(application, store):
         connection.execute(sa.delete(app.table("execution_events")))
     assert write(2, 1) == "committed"
     assert [row["parent_event_id"] for row in app.rows("execution_events")] == [None]
+
+
+@pytest.mark.parametrize("other_process", [False, True])
+def test_a_row_whose_meta_the_application_replaced_stays(application, store, database_url, tmp_path, other_process):
+    app = application()
+    run_id = app.add_run(app.add_session())
+    events = app.table("execution_events")
+    other = Store(config.load(database_url=database_url, state_dir=str(tmp_path)), str(tmp_path))
+
+    def write(n: int, parent: int | None, writer: Store = store) -> None:
+        item = Item(n, span=agent_span(1, n, run=run_id, parent=parent, start=n * 1000, name=f"agent {n}"))
+        writer.write([item])
+        assert item.outcome is not None
+        assert item.outcome.result == "committed"
+
+    def rows() -> list[tuple[Any, ...]]:
+        return [
+            (row["id"], row["parent_event_id"], row["depth"], row["execution_order"], row["meta"].get("app"))
+            for row in app.rows("execution_events", "execution_order")]
+
+    write(1, None)
+    with app.engine.begin() as connection:
+        connection.execute(sa.update(events).values(meta={"app": "mine"}, outputs={"response": "edited"}))
+    root = app.rows("execution_events")[0]["id"]
+    write(2, 1, other if other_process else store)
+    write(3, 2)
+    other.close()
+    child, grandchild = (row[0] for row in rows()[1:])
+    assert rows() == [
+        (root, None, 0, 1, "mine"), (child, root, 1, 2, None), (grandchild, child, 2, 3, None)]
+    assert app.rows("execution_events", "execution_order")[0]["outputs"] == {"response": "edited"}
