@@ -338,6 +338,10 @@ class Pipeline:
         if self._journal is not None:
             self._journal.sync()
 
+    def show_running(self) -> None:
+        """Journal the starts of all running spans now, however young; after a :meth:`flush` their rows are there."""
+        self._write_starts(math.inf)
+
     def flush(self, timeout: float) -> bool:
         """True when everything accepted before is committed or deliberately parked; False when `timeout` (seconds) ran out.
 

@@ -146,6 +146,22 @@ def test_what_runs_is_seen_running_and_one_row_is_completed(work, manager):
     assert row["completed_at"] >= row["started_at"]
 
 
+def test_a_flush_shows_running_calls_and_what_hangs_below_them(work, manager):
+    app, session_id, *_ = work
+    outer = manager.capture_agent_call("planner", "plan")
+    inner = manager.capture_agent_call("engineer", "do")
+    manager.flush()
+    assert [(row["id"], row["status"], row["parent_event_id"]) for row in events(app)] == [
+        (outer, "running", None), (inner, "running", outer)]
+    tool = manager.capture_tool_call("engineer", "t", {})
+    manager.flush()
+    assert app.event_tree(outer, session_id) == [outer, inner, tool]
+    manager.capture_agent_response("engineer", "done", inner)
+    manager.capture_agent_response("planner", "done", outer)
+    manager.flush()
+    assert [row["status"] for row in events(app)] == ["completed"] * 3
+
+
 def test_messages_of_a_live_call_are_stored_once(work, manager):
     """The application numbers its messages itself: completing their event must not add them again."""
     app = work[0]

@@ -333,10 +333,11 @@ class EventCaptureManager:
         }
 
     def flush(self) -> None:
-        """Return when the rows of everything captured are committed, or after `export_timeout` with a warning: they
-        are in the journal then and will be written when the database allows it."""
+        """Return when the rows of everything captured are committed, those of running calls too, or after
+        `export_timeout` with a warning: they are in the journal then and will be written when the database allows it."""
         if self._pipeline is None:
             return
+        self._pipeline.show_running()
         timeout = self._pipeline.settings.export_timeout
         if not self._pipeline.flush(timeout):
             _log.warning(
