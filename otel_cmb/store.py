@@ -288,13 +288,16 @@ class Store:
 
     def _traces(self, connection: Connection, trace_ids: Iterable[str]) -> list[Trace]:
         """The traces as they are known now: from memory where nobody else wrote them since, else read."""
+        assert self._binding is not None
         wanted = list(trace_ids)
         markers = self._known.markers(connection, wanted)
         traces, stale = [], []
         for trace_id in wanted:
             cached = self._cache.get(trace_id)
             marker = markers.get(trace_id)
-            if cached is not None and not cached.dirty and cached.marker == marker:
+            # The marker of an owned database is the last writer: only our own says that nobody wrote since.
+            if cached is not None and not cached.dirty and cached.marker == marker and (
+                    not self._binding.owned or marker == self._writer):
                 traces.append(cached)
             elif marker is None:
                 traces.append(Trace(trace_id))
@@ -432,8 +435,9 @@ class Store:
             if self.per_trace_runs:
                 for facts in change.trace.facts.values():
                     span, run_id = facts.span, facts.span.stamp.run_id
-                    is_end = not span.parent_span_id and span.end_ns is not None
-                    if run_id and is_end and self._placing.nobody_named(run_id, span):
+                    if run_id is None or span.parent_span_id or span.end_ns is None:
+                        continue
+                    if self._placing.nobody_named(run_id, span):
                         self._workflow.end_run(
                             connection, run_id, status="failed" if span.status_code == 2 else "completed",
                             at_ns=span.end_ns)

@@ -193,3 +193,14 @@ def test_content_that_comes_before_or_after_its_span_is_joined(desk: Desk) -> No
     assert join() == "committed"
     (row,) = events(desk.url).values()
     assert "hi" in str(row["outputs"])
+
+
+def test_a_trace_that_was_only_looked_at_is_not_trusted_when_its_last_writer_wrote_again(desk: Desk) -> None:
+    one, other = desk.store(), desk.store()
+    first, second, third = chain(3)
+    assert write(one, first) == ["committed"]
+    assert write(other, first) == ["merged"]  # read for this, and remembered, but not written
+    assert write(one, second) == ["committed"]
+    assert write(other, second, third) == ["merged", "committed"]
+    assert len(events(desk.url)) == 3
+    check_orders(desk.url)
