@@ -229,7 +229,8 @@ class _Work:
         return len(empty)
 
     # Our own events are known by their ids: version 8 (RFC 9562), where the application makes version 4.
-    _OURS = "timestamp < {mark} AND id LIKE '________-____-8___-____-____________' AND status <> 'running'"
+    _OUR_ID = "id LIKE '________-____-8___-____-____________'"
+    _OURS = "timestamp < {mark} AND " + _OUR_ID + " AND status <> 'running'"
 
     def _own(self) -> str:
         return f"FROM {self._events} WHERE {self._OURS.format(mark=self._mark)}"
@@ -253,11 +254,25 @@ class _Work:
         lock_runs(connection, {row[1] for row in rows}, self._tables["workflow_runs"])
         ids = [row[0] for row in rows]
         deleted: dict[str, int] = {}
-        for table in ("files", "messages"):
+        for table, time_column in (("files", "created_at"), ("messages", "timestamp")):
             if table in self._tables:
-                deleted[table] = self._delete(connection, self._tables[table], "event_id", ids)
+                ours = self._our_side_rows(table, time_column)
+                deleted[table] = self._delete(connection, self._tables[table], "event_id", ids, ours)
         deleted["execution_events"] = self._delete(connection, self._events, "id", ids)
         return deleted
+
+    def _our_side_rows(self, table: str, time_column: str) -> str:
+        """Which rows with an event of ours are ours too; the application may have added others. Where it numbers the rows
+        itself, ours are told by their time: it is their event's to the microsecond."""
+        columns = self._binding.tables[table].columns
+        if columns["id"].kind == "text":
+            return f" AND {self._OUR_ID}"
+        if time_column not in columns:
+            return ""
+        name = self._tables[table]
+        return (
+            f" AND EXISTS (SELECT 1 FROM {self._events} e WHERE e.id = {name}.event_id "
+            f"AND {name}.{time_column} IN (e.started_at, e.completed_at))")
 
     def free_bytes(self) -> int:
         if self._dialect != SQLITE:
@@ -266,10 +281,12 @@ class _Work:
             pages = connection.exec_driver_sql("PRAGMA freelist_count").scalar() or 0
             return int(pages * (connection.exec_driver_sql("PRAGMA page_size").scalar() or 0))
 
-    def _delete(self, connection: Connection, table: str, column: str, values: Sequence[str]) -> int:
+    def _delete(
+        self, connection: Connection, table: str, column: str, values: Sequence[str], condition: str = "",
+    ) -> int:
         if not values:
             return 0
-        sql = f"DELETE FROM {table} WHERE {in_list(self._dialect, column)}"
+        sql = f"DELETE FROM {table} WHERE {in_list(self._dialect, column)}{condition}"
         return int(connection.exec_driver_sql(sql, (list_param(self._dialect, values),)).rowcount)
 
     def _cutoff(self, table: str, column: str) -> Any:

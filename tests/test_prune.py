@@ -225,6 +225,23 @@ def test_in_an_applications_database_only_our_events_go_and_only_on_request(atta
     assert [len(attached.rows(table)) for table in ("files", "messages", "workflow_runs")] == [1, 1, 1]
 
 
+def test_what_the_application_added_to_our_events_stays(attached, database_url):
+    oldest = attached.rows("execution_events", "timestamp")[0]
+    with attached.engine.begin() as connection:
+        attached._insert(connection, "files", id=str(uuid.uuid4()), run_id=oldest["run_id"], event_id=oldest["id"],
+                         file_path="theirs", file_type="data", is_final_output=False)
+        attached._insert(connection, "messages", run_id=oldest["run_id"], event_id=oldest["id"], sender="a", recipient="b",
+                         content="theirs")
+        attached._insert(connection, "execution_events", id=str(uuid.uuid4()), run_id=oldest["run_id"],
+                         session_id=oldest["session_id"], parent_event_id=oldest["id"], event_type="info",
+                         execution_order=100, status="completed")
+    report = prune(database_url, "--older-than", "90d", "--events")
+    assert (report["events"], report["files"], report["messages"]) == (3, 1, 1)
+    assert [row["event_id"] for row in attached.rows("files") if row["file_path"] == "theirs"] == [None]
+    assert [row["event_id"] for row in attached.rows("messages") if row["content"] == "theirs"] == [None]
+    assert attached.rows("execution_events", "execution_order")[-1]["parent_event_id"] is None
+
+
 def test_events_alone_are_not_for_our_own_database(recorded, database_url):
     recorded(100)
     done = otel_cmb("prune", "--older-than", "90d", "--events", "--database-url", database_url)
