@@ -219,6 +219,17 @@ def test_one_new_run_takes_all_traces_and_no_flag_gives_each_its_own(cmb: Comman
     assert cmb.rows("SELECT count(*), count(DISTINCT run_id) FROM execution_events") == [(7, 1)]
 
 
+def test_a_new_run_for_what_several_runs_have_makes_none_and_parks_nothing(cmb: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(FORMS["one document"])
+    assert cmb("import", "a.json").returncode == 0
+    before = cmb.rows("SELECT id, run_id, execution_order FROM execution_events ORDER BY id")
+    done = cmb("import", "--new-run", "a.json")
+    assert done.returncode == 0, done.stdout
+    assert "no run was made" in done.stdout
+    assert cmb.rows("SELECT id, run_id, execution_order FROM execution_events ORDER BY id") == before
+    assert cmb.rows("SELECT count(*) FROM workflow_runs") == [(2,)]
+
+
 def test_stdin_is_a_file_too(cmb: CommandLine) -> None:
     done = cmb.process("import", "-", stdin=FORMS["protobuf"])
     assert done.returncode == 0, done.stderr

@@ -30,6 +30,7 @@ MAX_OPEN = 4
 BATCH_WAIT = 120.0
 FLUSH_WAIT = 600.0
 KNOWN_PROBES = 200
+MAX_TRACES = 100_000
 """Spans that are looked up to find out whether a file was imported before."""
 MAX_PROBLEMS = 1_000
 ADVICE = {
@@ -133,6 +134,8 @@ class Importer:
         self._open: deque[Ticket] = deque()
         self._batch: list[Span] = []
         self._began = False
+        self._run_of_trace: dict[str, str] = {}
+        """Of traces that are stored already, in one run each."""
         self._made_run = False
         self._failed_root = False
         self._last_ns = 0
@@ -182,8 +185,10 @@ class Importer:
         if self._new_run and not self._began:
             self._begin_run(spans)
         self._began = True
+        if self.report.known_run:
+            self._find_traces(spans)
         for span in spans:
-            span.stamp.door_run_id = self._run_id
+            span.stamp.door_run_id = self._run_of_trace.get(span.trace_id, self._run_id)
             self._last_ns = max(self._last_ns, span.end_ns or span.start_ns)
             if span.parent_span_id is None and span.status_code == STATUS_ERROR:
                 self._failed_root = True
@@ -228,6 +233,19 @@ class Importer:
                 if event is not None and event.run_id is not None:
                     return event.run_id
         return None
+
+    def _find_traces(self, spans: list[Span]) -> None:
+        """The spans were stored before: each trace stays in the run that has it."""
+        from otel_cmb.reader import open_reader
+
+        if len(self._run_of_trace) > MAX_TRACES:
+            self._run_of_trace.clear()
+        with open_reader(self._settings.database_url, schema=self._settings.schema) as reader:
+            for span in spans:
+                if span.trace_id not in self._run_of_trace:
+                    event = reader.event(event_id(span.trace_id, span.span_id))
+                    if event is not None and event.run_id is not None:
+                        self._run_of_trace[span.trace_id] = event.run_id
 
     def finish(self) -> ImportReport:
         """Send what is left and wait until everything is committed or parked."""
