@@ -30,8 +30,9 @@ MAX_OPEN = 4
 BATCH_WAIT = 120.0
 FLUSH_WAIT = 600.0
 KNOWN_PROBES = 200
-MAX_TRACES = 100_000
 """Spans that are looked up to find out whether a file was imported before."""
+MAX_TRACES = 100_000
+"""Most traces whose runs are remembered."""
 MAX_PROBLEMS = 1_000
 ADVICE = {
     "run_not_found": "the spans name a run that is not there: import with --on-missing-run create, or with --run RUN",
