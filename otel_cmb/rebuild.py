@@ -29,6 +29,9 @@ from otel_cmb.event import KIND_INTERNAL, Event, Link, Resource, Scope, Span, Sp
 
 __all__ = ["Interner", "content_id", "decode", "encode", "pack", "unpack"]
 
+REMEMBERED = 20_000
+"""Most ids of resources and shapes known to be in the database: about 2 MB."""
+
 _STAMP = tuple(item.name for item in fields(Stamp))
 _stamp_values = attrgetter(*_STAMP)
 
@@ -77,7 +80,7 @@ class Interner:
 
     def committed(self) -> None:
         """What was new is in the database now."""
-        if len(self._known) > 100_000:
+        if len(self._known) > REMEMBERED:
             self._known.clear()
         self._known.update(self.new)
         self.new = {}
