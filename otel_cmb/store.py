@@ -418,9 +418,6 @@ class Store:
 
     def _enrich(self, connection: Connection, changes: Sequence[Change]) -> None:
         """Runs that did not know their agent or model learn them; a receiver's runs end with their trace's root."""
-        assert self._binding is not None
-        if not self._binding.owned:
-            return
         for change in changes:
             for event in (event for event in change.after.values() if event is not change.before.get(event.id)):
                 # The agent that thinks, or one that has answered: a group's manager starts first and does neither.

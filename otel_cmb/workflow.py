@@ -191,8 +191,18 @@ class Workflow:
         self.update(connection, "workflow_runs", {"id": run_id}, values)
 
     def enrich_run(self, connection: Connection, run_id: str, column: str, value: str) -> None:
-        """`agent` or `model` of a run that did not know it."""
-        self.update(connection, "workflow_runs", {"id": run_id, column: "unknown"}, {column: value})
+        """`agent` or `model` of a run that did not know it; beside an application only of a run made by us."""
+        key = {"id": run_id, column: "unknown"}
+        if not self._binding.owned:
+            if not self._has("workflow_runs", column) or not self._has("workflow_runs", "meta"):
+                return
+            ours = connection.exec_driver_sql(  # asked first: the right to change the application's runs may be missing
+                f"SELECT 1 FROM {self.table('workflow_runs')} WHERE id = {self._mark} AND {column} = {self._mark} "
+                f"AND {self.json_member('workflow_runs', 'meta', 'made_by')} = {self._mark}",
+                (*key.values(), MADE_BY_US)).fetchone()
+            if ours is None:
+                return
+        self.update(connection, "workflow_runs", key, {column: value})
 
     # -- nodes and steps -----------------------------------------------------------------------------------------------
 

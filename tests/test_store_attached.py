@@ -163,3 +163,15 @@ def test_a_row_whose_meta_the_application_replaced_stays(application, store, dat
     assert rows() == [
         (root, None, 0, 1, "mine"), (child, root, 1, 2, None), (grandchild, child, 2, 3, None)]
     assert app.rows("execution_events", "execution_order")[0]["outputs"] == {"response": "edited"}
+
+
+def test_a_run_of_ours_learns_its_agent_and_model_and_a_run_of_the_application_does_not(application, store):
+    app = application()
+    theirs = app.add_run(app.add_session(), agent="unknown", model="unknown")
+    start_run(store, "ours")
+    for n, run_id in enumerate((theirs, "ours"), 1):
+        span = agent_span(n, 1, run=run_id, start=1000, name="engineer")
+        span.attributes |= {"gen_ai.agent.name": "engineer", "gen_ai.request.model": "gpt-4.1"}
+        store.write([Item(n, span=span)])
+    runs = {row["id"]: (row["agent"], row["model"]) for row in app.rows("workflow_runs")}
+    assert runs == {theirs: ("unknown", "unknown"), "ours": ("engineer", "gpt-4.1")}
