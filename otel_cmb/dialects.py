@@ -193,9 +193,31 @@ def _sqlite_engine(url: URL, path: str, settings: Settings, read_only: bool) -> 
             raise
         return connection
 
-    return create_engine(
+    engine = create_engine(
         url, creator=connect, poolclass=QueuePool, pool_size=2, max_overflow=8, pool_timeout=settings.connect_timeout
     )
+    _refuse_removed_files(engine, path)
+    return engine
+
+
+def _refuse_removed_files(engine: Engine, path: str) -> None:
+    """SQLite goes on writing into a file that was deleted or replaced, and commits rows that nobody will ever see."""
+
+    def identity() -> tuple[int, int] | None:
+        try:
+            found = os.stat(path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    @event.listens_for(engine, "connect")
+    def _remember_file(_connection: Any, record: Any) -> None:
+        record.info["file"] = identity()
+
+    @event.listens_for(engine, "checkout")
+    def _check_file(_connection: Any, record: Any, _proxy: Any) -> None:
+        if record.info["file"] != identity():
+            raise DisconnectionError(f"{path} was deleted or replaced")
 
 
 def _postgresql_engine(url: URL, settings: Settings) -> Engine:

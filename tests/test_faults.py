@@ -584,6 +584,22 @@ def test_the_databases_directory_comes_later(tmp_path: Path, state_dir: Path) ->
     assert len(events(url)) == 5
 
 
+def test_a_file_that_is_deleted_meanwhile_is_not_written_any_more(sqlite_url: str, state_dir: Path) -> None:
+    """SQLite commits into a deleted file without an error; what is accepted later is in the file that the path names."""
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    with pipeline_of(sqlite_url, state_dir, **QUICK_RETRY) as pipeline:
+        accept(pipeline, 3)
+        assert pipeline.flush(10)
+        for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+            name.unlink(missing_ok=True)
+        later = accept(pipeline, 4)
+        assert pipeline.flush(10)
+        stats = lawful(pipeline.stats())
+    found = events(sqlite_url).keys()
+    assert found <= later
+    assert len(found) + sum(stats.parked.values()) == 4
+
+
 # The size cap.
 
 
