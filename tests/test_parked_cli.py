@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import sqlite3
 from pathlib import Path
 
 import pytest
 from commands import Shell, eventually
 
 PARKED = {"OTEL_TRACES_EXPORTER": "cmb", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none",
-          "OTEL_EXPORTER_CMB_SHUTDOWN_TIMEOUT": "0.5"}
+          "OTEL_EXPORTER_CMB_SHUTDOWN_TIMEOUT": "5"}
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def test_replay_stores_what_has_its_run_now_and_says_what_stays(shell: Shell) ->
     park(shell, "run-2", "critic")
     first = shell.run("otel-cmb", "parked", "replay", "--json")
     assert first.returncode == 1, "exit code 1: something stays parked"
-    assert json.loads(first.stdout) == {"before": 3, "parked": {"run_not_found": 3}, "told": 0}
+    assert json.loads(first.stdout) == {"before": 3, "stored": 0, "parked": {"run_not_found": 3}, "told": 0}
     make_run(shell, "run-1")
     second = shell.run("otel-cmb", "parked", "replay")
     assert second.returncode == 1
@@ -107,6 +109,24 @@ def test_parked_spans_of_a_living_process_are_listed_and_stored_by_it_when_repla
         (shell.directory / "go").write_text("", encoding="utf-8")
         process.communicate(timeout=30)
     assert listed(shell) == []
+
+
+def test_replay_counts_what_waited_without_being_parked(shell: Shell) -> None:
+    """A program that ended while the file was locked: pending, not parked."""
+    assert shell.run("otel-cmb", "db", "init").returncode == 0
+    shell.program("""
+        for n in range(3):
+            with agent(f"agent {n}"):
+                pass
+    """)
+    with contextlib.closing(sqlite3.connect(shell.database, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        shell.run("opentelemetry-instrument", "python", "program.py", **PARKED,
+                  OTEL_EXPORTER_CMB_BUSY_TIMEOUT="0.1", OTEL_EXPORTER_CMB_EXPORT_TIMEOUT="0.5")
+        other.execute("ROLLBACK")
+    done = shell.run("otel-cmb", "parked", "replay")
+    assert (done.returncode, done.stdout) == (0, "3 stored, 0 still parked\n")
+    assert len(shell.events()) == 3
 
 
 def test_drop_gives_up_what_was_named_and_counts_it(shell: Shell) -> None:

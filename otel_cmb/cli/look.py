@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from otel_cmb.cli.options import database_options, json_option
+from otel_cmb.cli.options import console_for_people, database_options, json_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["runs", "show"]
 
-PIPED_WIDTH = 120
 _AGO = re.compile(r"(\d{1,6})\s*([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -41,15 +40,6 @@ class Moment(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
             return datetime.fromisoformat(value.strip().replace("Z", "+00:00")).astimezone(timezone.utc)
         except (ValueError, OverflowError):
             self.fail(f"found {value!r}, expected a time like 2026-11-22, 2026-11-22T09:30 or 2h, 3d", param, ctx)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, soft_wrap=False)
-    if not console.is_terminal and "COLUMNS" not in console._environ:
-        console = Console(highlight=False, markup=False, width=PIPED_WIDTH)
-    return console
 
 
 def _glyphs(console: Console) -> Glyphs:
@@ -89,7 +79,7 @@ def runs(
     if as_json:
         _print_json([run.to_dict() for run in found])
         return
-    console = _console()
+    console = console_for_people()
     if not found:
         narrowed = any((statuses, agent, text, since, until, cursor))
         console.print("no run fits" if narrowed else "no runs yet; record one with: otel-cmb run -- python program.py")
@@ -193,7 +183,7 @@ def _whole(reader: Reader, run_id: str) -> dict[str, Any]:
 def _show(reader: Reader, run_id: str, limit: int) -> None:
     from otel_cmb.cli.tree import draw, header
 
-    console = _console()
+    console = console_for_people()
     found = reader.run(run_id)
     lines = reader.lines(run_id, limit=limit or None)
     now = datetime.now(timezone.utc)
@@ -212,7 +202,7 @@ def _show(reader: Reader, run_id: str, limit: int) -> None:
 def _follow(reader: Reader, run_id: str) -> None:
     from rich.live import Live
 
-    console = _console()
+    console = console_for_people()
     if not console.is_terminal:
         _append(reader, run_id, console)
         return

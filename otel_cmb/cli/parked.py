@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from otel_cmb import config
-from otel_cmb.cli.options import database_options, json_option
+from otel_cmb.accounting import Totals
+from otel_cmb.cli.options import console_for_people, database_options, json_option
 from otel_cmb.config import safe_url
 from otel_cmb.errors import DatabaseUnavailableError
 from otel_cmb.faults import Fault, classify
@@ -59,14 +60,14 @@ def list_(database_url: str | None, schema: str | None, state_dir: str | None, a
         click.echo(f"nothing is parked for {safe_url(settings.database_url)}"
                    + (f"; {pending} span(s) are in journals, not written yet" if pending else ""))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("since", "reason", "run", "span", "name", "attempts", box=None, pad_edge=False)
+    table = Table("since", *(Column(name, overflow="fold") for name in ("reason", "run", "span", "name")), "attempts",
+                  box=None, pad_edge=False)
     for row in rows:
         table.add_row(
             row["since"][:19], row["reason"], row["run_id"] or "", row["span_id"], row["name"] or "", str(row["attempts"]))
-    console = Console(highlight=False, markup=False)
+    console = console_for_people()
     console.print(table)
     for reason, n in Counter(row["reason"] for row in rows).most_common():
         detail = next(row["detail"] for row in rows if row["reason"] == reason)
@@ -84,7 +85,9 @@ def replay(database_url: str | None, schema: str | None, state_dir: str | None, 
     settings = config.load(database_url=database_url, schema=schema, state_dir=state_dir)
     directory = state_directory(settings)
     pipeline = get_pipeline(settings)
-    before = sum(1 for summary in _summaries(directory) for item in summary.parked if item.span_id)
+    summaries = _summaries(directory)
+    before = sum(1 for summary in summaries for item in summary.parked if item.span_id)
+    committed = _committed(directory, summaries)
     told = _tell_the_living(directory)
     watching = sys.stderr.isatty() and not as_json
     try:
@@ -99,18 +102,25 @@ def replay(database_url: str | None, schema: str | None, state_dir: str | None, 
         raise
     finally:
         pipeline.shutdown(1.0)
-    remaining = Counter(
-        item.reason for summary in _summaries(directory) for item in summary.parked if item.span_id is not None)
+    summaries = _summaries(directory)
+    remaining = Counter(item.reason for summary in summaries for item in summary.parked if item.span_id is not None)
     left = sum(remaining.values())
+    stored = max(0, _committed(directory, summaries) - committed)
     if as_json:
         import orjson
 
-        click.echo(orjson.dumps({"before": before, "parked": dict(remaining), "told": told}).decode())
+        click.echo(orjson.dumps(
+            {"before": before, "stored": stored, "parked": dict(remaining), "told": told}).decode())
     else:
-        click.echo(f"{max(0, before - left)} stored, {left} still parked"
+        click.echo(f"{stored} stored, {left} still parked"
                    + "".join(f"; {n} × {reason}" for reason, n in remaining.most_common())
                    + (f"; {told} living process(es) were told to try now" if told else ""))
     sys.exit(1 if left else 0)
+
+
+def _committed(directory: str, summaries: list[Summary]) -> int:
+    """Spans of this host whose rows are committed: what waited in the journal without being parked counts too."""
+    return Totals(directory).read().get("committed", 0) + sum(summary.counts.get("committed", 0) for summary in summaries)
 
 
 @contextlib.contextmanager
@@ -157,8 +167,6 @@ def drop(
     if total and not yes and not as_json:
         click.confirm(f"drop {total} parked span(s) of {safe_url(settings.database_url)}?", abort=True)
     dropped = 0
-    from otel_cmb.accounting import Totals
-
     for journal in adoptable(directory):
         items = [item for item in journal.parked() if wanted(item)]
         spans = sum(1 for item in items if item.span_id is not None)
