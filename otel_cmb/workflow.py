@@ -115,17 +115,19 @@ class Workflow:
         return found
 
     def _aliases(self, connection: Connection, names: set[str]) -> dict[str, RunRow]:
+        """Where several runs have an alias (a task that was tried again), the one that was started last is meant."""
         member = self.json_member("workflow_runs", "meta", "task_id")
         condition = (f"{member} IN (SELECT value FROM json_each(?))" if self._dialect == SQLITE else f"{member} = ANY(%s)")
         rows = connection.exec_driver_sql(
-            f'SELECT {member}, id, session_id FROM {self.table("workflow_runs")} WHERE {condition}',
+            f'SELECT {member}, id, session_id FROM {self.table("workflow_runs")} WHERE {condition} '
+            "ORDER BY started_at IS NOT NULL, started_at, id",
             (list_param(self._dialect, names),))
         return {row[0]: RunRow(row[1], row[2]) for row in rows}
 
     def json_member(self, table: str, column: str, key: str) -> str:
         """SQL for a text member of a JSON column, whatever type the column has. `key` is ours, never a user's."""
         if self._dialect == SQLITE:
-            return f"CASE WHEN json_valid({column}) THEN json_extract({column}, '$.{key}') END"
+            return f"CASE WHEN json_valid({column}) THEN CAST(json_extract({column}, '$.{key}') AS TEXT) END"
         kind = self._binding.tables[table].columns[column].kind
         if kind == "text":
             return f"(CASE WHEN {column} ~ '^\\s*[{{]' THEN {column}::json END) ->> '{key}'"

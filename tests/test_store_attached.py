@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,14 @@ def test_a_run_of_ours_learns_its_agent_and_model_and_a_run_of_the_application_d
         store.write([Item(n, span=span)])
     runs = {row["id"]: (row["agent"], row["model"]) for row in app.rows("workflow_runs")}
     assert runs == {theirs: ("unknown", "unknown"), "ours": ("engineer", "gpt-4.1")}
+
+
+def test_an_alias_is_text_and_means_the_run_that_was_started_last(application, store):
+    app = application()
+    session_id = app.add_session()
+    moments = [datetime(2026, 1, day) for day in (2, 3, 1)]  # noqa: DTZ001 - the application's columns are naive
+    runs = [app.add_run(session_id, task_id="again", started_at=moment) for moment in moments]
+    app.add_run(session_id, task_id="again")
+    numbered = app.add_run(session_id, meta={"task_id": 77})
+    assert store.check_run("again").id == runs[1]
+    assert store.check_run("77").id == numbered
