@@ -34,7 +34,7 @@ def machine() -> str:
     except OSError:
         pass
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=HERE)
-    return (f"{os.cpu_count()} × {model}, {platform.system()} {platform.release()}, Python {platform.python_version()}, "
+    return (f"{os.cpu_count()} × {model}, load {os.getloadavg()[0]:.0f}, {platform.system()} {platform.release()}, Python {platform.python_version()}, "
             f"commit {commit.stdout.strip() or 'unknown'}")
 
 
@@ -46,7 +46,8 @@ def main() -> int:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     lines = ["| what | ours | beside it | ratio | must reach | spread of ours |", "|---|---|---|---|---|---|"]
-    print(machine(), flush=True)
+    where = machine()  # as it was at the beginning: others may commit meanwhile
+    print(where, flush=True)
     begun = time.monotonic()
     for case in cases.CASES:
         if (options.only and case.name not in options.only) or (case.full_only and not options.full):
@@ -61,7 +62,7 @@ def main() -> int:
         arguments = " ".join(sys.argv[1:])
         (HERE / "RESULTS.md").write_text(
             "# Benchmark results\n\n"
-            f"`python -m tests.benchmarks {arguments}` on {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}; {machine()}.\n"
+            f"`python -m tests.benchmarks {arguments}` on {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}; {where}.\n"
             f"Medians of {options.rounds} rounds; the figure beside ours was measured in the same rounds.\n\n"
             + "\n".join(lines) + "\n", encoding="utf-8")
     return 0
