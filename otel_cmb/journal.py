@@ -37,7 +37,7 @@ from otel_cmb.journal_state import State
 
 __all__ = [
     "Journal", "JournalFullError", "Parked", "Progress", "Record", "Summary", "adoptable", "database_directory", "journals",
-    "read_only_summary",
+    "left_behind", "read_only_summary",
 ]
 
 SEGMENTS_UNDER_CAP = 8
@@ -258,3 +258,16 @@ def read_only_summary(path: str) -> Summary:
         state.close()
         log.close()
     return summary
+
+
+def left_behind(directory: str) -> dict[str, int]:
+    """Spans in any journal under a database's directory that are not stored: by reason, `pending` for the rest."""
+    found: dict[str, int] = {}
+    for path in journals(directory):
+        summary = read_only_summary(path)
+        for parked in summary.parked:
+            if parked.span_id is not None:
+                found[parked.reason] = found.get(parked.reason, 0) + 1
+        if summary.pending:
+            found["pending"] = found.get("pending", 0) + summary.pending
+    return found

@@ -44,17 +44,18 @@ def accept(pipeline: Pipeline, count: int = 5, **options: Any) -> set[str]:
 
 def abandon(pipeline: Pipeline) -> None:
     """What SIGKILL leaves of it in this very process."""
-    pipeline._stopping = True
-    pipeline._wake.put(None)
-    if pipeline._thread is not None:
-        pipeline._thread.join(5)
-    if pipeline._journal is not None:
-        pipeline._journal._state.close()
-        pipeline._journal.forget()
-    if pipeline._store is not None:
-        pipeline._store.close()
-    pipeline._journal = pipeline._store = pipeline._standby = None
-    pipeline._done_seq = pipeline._moved_seq = 0
+    writer, intake, drainer = pipeline._writer, pipeline._intake, pipeline._drainer
+    writer._stopping = True
+    writer.wake()
+    if writer.thread is not None:
+        writer.thread.join(5)
+    if intake.journal is not None:
+        intake.journal._state.close()
+        intake.journal.forget()
+    if drainer.store is not None:
+        drainer.store.close()
+    intake.journal = intake.standby = drainer.store = None
+    pipeline._ledger.done_seq = pipeline._ledger.moved_seq = 0
 
 
 @contextmanager
@@ -200,7 +201,7 @@ def test_the_databases_disk_is_full(sqlite_url: str, state_dir: Path) -> None:
         with pipeline_of(sqlite_url, state_dir, **QUICK_RETRY) as pipeline:
             ended = accept(pipeline)
             assert pipeline.flush(10)
-            pipeline._store and pipeline._store.close()
+            pipeline._drainer.store and pipeline._drainer.store.close()
             limit.append(query(sqlite_url, "PRAGMA page_count")[0][0] + 3)
             ended |= accept(pipeline, 200)
             assert not pipeline.flush(1.0)
@@ -242,7 +243,7 @@ def test_no_journal_and_no_database_is_counted_as_lost(sqlite_url: str, tmp_path
         accept(pipeline, 3)
         assert lawful(pipeline.stats()).pending == 3
         assert not pipeline.shutdown(0.5)
-        wait_for(lambda: pipeline._thread is None)
+        wait_for(lambda: pipeline._writer.thread is None)
         lawful(pipeline.stats(), lost={"journal": 3})
     assert "3 span(s) that waited in memory are lost" in caplog.text
 
@@ -256,7 +257,7 @@ def test_what_waits_in_memory_moves_to_the_journal_when_that_can_be_written(sqli
         with pipeline_of(sqlite_url, tmp_path / "file" / "state", **QUICK_RETRY) as pipeline:
             ended |= accept(pipeline, 3)
             (tmp_path / "file").unlink()
-            wait_for(lambda: pipeline._journal is not None and pipeline._journal.last_seq == 3)
+            wait_for(lambda: pipeline._intake.journal is not None and pipeline._intake.journal.last_seq == 3)
             pipeline.sync()
             abandon(pipeline)
     with pipeline_of(sqlite_url, tmp_path / "file" / "state") as pipeline:
@@ -293,11 +294,11 @@ def test_damage_in_the_middle_of_a_dead_journal(database_url: str, state_dir: Pa
 def _undrained(url: str, state_dir: Path, count: int) -> str:
     """The journal of a process that died before it wrote anything."""
     with pipeline_of(url, state_dir) as pipeline:
-        pipeline._ensure_thread = lambda: True  # type: ignore[method-assign] # the writer never runs
+        pipeline._writer.ensure = lambda: True  # type: ignore[method-assign] # the writer never runs
         for _ in range(count):
             pipeline.accept([agent_span()])
-        assert pipeline._journal is not None
-        path = pipeline._journal.path
+        assert pipeline._intake.journal is not None
+        path = pipeline._intake.journal.path
         abandon(pipeline)
     return path
 
@@ -306,11 +307,11 @@ def test_damage_in_the_middle_of_a_living_journal(sqlite_url: str, state_dir: Pa
     with pipeline_of(sqlite_url, state_dir, **QUICK_RETRY) as pipeline:
         accept(pipeline)
         pipeline.flush(10)
-        with locked(sqlite_url):
+        with pipeline._drainer.store_lock:  # no step is under way: nothing was read before it is damaged
             accept(pipeline, 30)
             accept(pipeline, 30)
-            assert pipeline._journal is not None
-            path = Path(pipeline._journal.path) / "log-00000001"
+            assert pipeline._intake.journal is not None
+            path = Path(pipeline._intake.journal.path) / "log-00000001"
             with path.open("r+b") as file:
                 file.seek(path.stat().st_size // 2)
                 file.write(b"\0\0\0\0")
@@ -326,8 +327,8 @@ def test_the_journals_state_is_damaged(database_url: str, state_dir: Path, when:
         ended_later = ids_of(parked := [agent_span(run="not-there-yet")])
         pipeline.accept(parked)
         assert pipeline.flush(10)
-        assert pipeline._journal is not None
-        path = Path(pipeline._journal.path) / "state.db"
+        assert pipeline._intake.journal is not None
+        path = Path(pipeline._intake.journal.path) / "state.db"
         if when == "dead":
             abandon(pipeline)
         for name in (path, path.with_name("state.db-wal")):
@@ -619,15 +620,15 @@ def test_a_full_journal_degrades_in_the_stated_order(sqlite_url: str, state_dir:
                 tracer.start_span("invoke_agent", attributes={"gen_ai.operation.name": "invoke_agent", **attributes}).end()
 
         running = tracer.start_span("invoke_agent", attributes={"gen_ai.operation.name": "invoke_agent"})
-        assert pipeline._journal is None
+        assert pipeline._intake.journal is None
         time.sleep(0.4)
-        assert pipeline._journal is not None, "a start is journaled while there is room"
+        assert pipeline._intake.journal is not None, "a start is journaled while there is room"
         running.end()
         fill(0.7, content)
-        before = pipeline._journal.last_seq
+        before = pipeline._intake.journal.last_seq
         running = tracer.start_span("invoke_agent", attributes={"gen_ai.operation.name": "invoke_agent"})
         time.sleep(0.4)
-        assert pipeline._journal.last_seq == before, "no start rows above 70 %"
+        assert pipeline._intake.journal.last_seq == before, "no start rows above 70 %"
         fill(0.85, content)
         before = pipeline.stats().journal_bytes
         tracer.start_span("invoke_agent", attributes={"gen_ai.operation.name": "invoke_agent", **content}).end()

@@ -26,6 +26,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from support import application_schema
 
 from otel_cmb import clock
+from otel_cmb.event import Stamp
 from otel_cmb.exporter import CMBSpanExporter
 from otel_cmb.journal import journals
 from otel_cmb.pipeline import current_pipeline, forget_pipelines, state_directory
@@ -80,17 +81,17 @@ def test_rows_of_a_dead_process_are_closed_and_a_late_end_outranks_that(database
         started.end_ns = None
         with pipeline_of(database_url, state_dir) as pipeline:
             from otel_cmb import rebuild
-            from otel_cmb.pipeline import START
+            from otel_cmb.journal_records import START
 
             started.stamp.automatic_run_id = span.stamp.automatic_run_id = pipeline.automatic_run_id
-            pipeline._append([START + rebuild.encode(started)])
+            pipeline._intake.append([START + rebuild.encode(started)])
             assert pipeline.flush(10)
             if order == "ended first":
                 pipeline.accept([span])
                 assert pipeline.flush(10)
             died = copy.deepcopy(started)
             died.died = True
-            pipeline._append([START + rebuild.encode(died)])
+            pipeline._intake.append([START + rebuild.encode(died)])
             assert pipeline.flush(10)
             if order == "died first":
                 assert query(database_url, "SELECT status, error_message FROM execution_events WHERE status = 'failed'") == [
@@ -105,16 +106,29 @@ def test_rows_of_a_dead_process_are_closed_and_a_late_end_outranks_that(database
 def test_a_start_that_comes_after_its_end_leaves_nothing_open(sqlite_url: str, state_dir: Path) -> None:
     with pipeline_of(sqlite_url, state_dir) as pipeline:
         from otel_cmb import rebuild
-        from otel_cmb.pipeline import START
+        from otel_cmb.journal_records import START
 
         span = agent_span()
         pipeline.accept([span])
         assert pipeline.flush(10)
         span.end_ns = None
-        pipeline._append([START + rebuild.encode(span)])
+        pipeline._intake.append([START + rebuild.encode(span)])
         assert pipeline.flush(10)
         directory = state_directory(pipeline.settings)
     assert journals(directory) == []
+
+
+def test_a_span_keeps_its_run_through_a_fork_of_a_fork(sqlite_url: str, state_dir: Path) -> None:
+    with pipeline_of(sqlite_url, state_dir) as pipeline:
+        span = TracerProvider().get_tracer("test").start_span("invoke_agent", attributes=AGENT)
+        stamp = Stamp(run_id="the run it began in")
+        running, context = pipeline._running, span.get_span_context()
+        running.begin(context, span, stamp)
+        running.after_fork_in_child()
+        running.after_fork_in_child()
+        assert len(running) == 0
+        assert running.end(context) is stamp
+        assert running.end(context) is None
 
 
 def test_a_bare_database_gets_one_run_for_the_process(database_url: str, state_dir: Path) -> None:

@@ -1,0 +1,174 @@
+"""The way in: spans made fit for the disk, then appended to this process's journal, or kept in memory where there is none."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from otel_cmb.capture import strip_content
+from otel_cmb.config import Settings
+from otel_cmb.errors import ConfigurationError, JournalError
+from otel_cmb.event import Span
+from otel_cmb.journal import Journal, JournalFullError
+from otel_cmb.journal_records import END
+from otel_cmb.ledger import Ledger
+from otel_cmb.redact import Redactor
+from otel_cmb.sanitize import UNCUT, clean_span
+from otel_cmb.standby import Standby
+from otel_cmb.state_paths import state_directory
+from otel_cmb.trouble import Trouble
+
+__all__ = ["Intake", "parked_in"]
+
+NO_CONTENT_ABOVE = 0.85
+"""Part of the journal's size cap: nearly full, what happened is worth more than what was said."""
+
+
+class Intake:
+    """The journal of this process and all that comes into it, from any thread.
+
+    `run_id`: the automatic run; it is this process's unless every trace gets one of its own. `journal_made` is called,
+    under `lock`, when a new journal begins.
+    """
+
+    def __init__(
+        self, settings: Settings, ledger: Ledger, trouble: Trouble, journal_made: Callable[[], None], *, run_id: str,
+        per_trace_runs: bool,
+    ):
+        self._settings = settings
+        self._ledger = ledger
+        self._trouble = trouble
+        self._journal_made = journal_made
+        self.run_id = run_id
+        self._per_trace_runs = per_trace_runs
+        self._pid = os.getpid()
+        self._redactor = Redactor() if settings.redact else None
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing has come yet; also what a forked child begins with."""
+        self.lock = threading.RLock()
+        self.journal: Journal | None = None
+        self.standby: Standby | None = None
+        self.directory: str | None = None
+        """Where the journals of the database are; `None` before somebody needed to know."""
+        self.appending = False
+        """An append is going on."""
+        self._deferred: deque[list[bytes]] = deque()
+
+    @property
+    def in_maker(self) -> bool:
+        """Whether this is the process that made the pipeline, not one forked from it."""
+        return self._pid == os.getpid()
+
+    @property
+    def owns_run(self) -> bool:
+        """Whether the automatic run is this process's to end."""
+        return self.in_maker and not self._per_trace_runs
+
+    @property
+    def idle(self) -> bool:
+        """Nothing has come since the beginning, or since everything was given back."""
+        return self.journal is None and self.standby is None
+
+    def place(self) -> str:
+        """Where the journals of the database are. Raises :class:`DatabaseURLError`."""
+        self.directory = self.directory or state_directory(self._settings)
+        return self.directory
+
+    def logs(self) -> list[Journal | Standby]:
+        """What is to be written: memory first, it is the least safe."""
+        return [log for log in (self.standby, self.journal) if log is not None]
+
+    def fuller_than(self, part: float) -> bool:
+        """Whether the journal has more than this part of its size cap."""
+        return self.journal is not None and self.journal.size > part * self._settings.journal_max_bytes
+
+    def prepared(self, span: Span) -> Span:
+        """Redacted, reduced to what may be captured, cleaned and cut: before anything touches the disk."""
+        clean_span(span, max_value_bytes=self._settings.max_value_bytes if self._redactor is None else UNCUT)
+        strip_content(span, self._settings.capture)
+        if self._redactor is not None:
+            self._redactor.span(span)
+            clean_span(span, max_value_bytes=self._settings.max_value_bytes)
+        if span.stamp.automatic_run_id is None and not self._per_trace_runs:
+            span.stamp.automatic_run_id = self.run_id
+        if self.fuller_than(NO_CONTENT_ABOVE):
+            strip_content(span, ("none",))
+        return span
+
+    def append(self, bodies: list[bytes]) -> int:
+        """Number of the last record; 0 when called from within an append of this thread (a signal handler, the garbage
+        collector), which then writes these too. Raises :class:`JournalError` when they can be kept nowhere."""
+        with self.lock:
+            if self.appending:
+                self._deferred.append(bodies)
+                return 0
+            self.appending = True
+            try:
+                return self._keep(bodies)
+            finally:
+                self.appending = False
+                while self._deferred:
+                    self._append_deferred(self._deferred.popleft())
+
+    def _append_deferred(self, bodies: list[bytes]) -> None:
+        try:
+            self.append(bodies)
+        except (JournalError, ConfigurationError) as error:
+            lost = sum(1 for body in bodies if body[:1] == END)
+            self._ledger.lost_on_arrival("journal", lost)
+            self._trouble.say("journal", "%d span(s) lost: %s", lost, error)
+
+    def _keep(self, bodies: list[bytes]) -> int:
+        """Into the journal; into memory where there is no journal to be had."""
+        if self.journal is None:
+            self.journal = Journal(
+                self.place(), max_bytes=self._settings.journal_max_bytes, run_id=self.run_id if self.owns_run else "")
+            self._journal_made()
+        try:
+            return self.journal.append(bodies)
+        except JournalFullError:
+            raise
+        except JournalError as error:
+            if self.standby is None:
+                self.standby = Standby()
+            last = self.standby.append(bodies)
+            self._trouble.say(
+                "standby", "%s. Until then spans go to the database from memory and do not survive the process", error)
+            return last
+
+    def rescue(self) -> None:
+        """The database is away: what is in memory goes to the journal if that can be written by now."""
+        standby = self.standby
+        if standby is None or not standby.backlog() or self.journal is None:
+            return
+        with self.lock:
+            records, parked = standby.take_all()
+            try:
+                last = self.journal.append([record.body for record in records])
+            except JournalError:
+                standby.restore(records, parked)
+                return
+            standby.restore([], parked)
+            self._ledger.moved_seq = last
+        self._ledger.renumber(records, last)
+
+    def take_out(self) -> tuple[Journal | None, Standby | None]:
+        """Journal and memory, to be given back; what comes next begins new ones. Called under `lock`."""
+        journal, self.journal = self.journal, None
+        standby, self.standby = self.standby, None
+        return journal, standby
+
+
+def parked_in(log: Journal | Standby) -> dict[str, int]:
+    """Parked spans by reason; none where that cannot be read now."""
+    if not log.opened:
+        return {}
+    try:
+        return log.parked_counts()
+    except sqlite3.OperationalError:
+        return {}

@@ -1,0 +1,88 @@
+"""Bodies of journal records: made from spans and commands, read back as items for the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from otel_cmb import rebuild
+from otel_cmb.event import Span
+from otel_cmb.items import Item
+from otel_cmb.journal_records import COMMAND, CONTENT, END, START, Record
+
+__all__ = ["UNREADABLE", "Batch", "command_body", "content_body", "decode", "end_body", "item_of", "start_body"]
+
+UNREADABLE = (ValueError, KeyError, TypeError, IndexError)
+"""What :func:`item_of` raises for a body nobody can read."""
+
+
+def end_body(span: Span) -> bytes:
+    """A span that ended."""
+    return END + rebuild.encode(span)
+
+
+def start_body(span: Span) -> bytes:
+    """A span that is running, or that died with its process."""
+    return START + rebuild.encode(span)
+
+
+def content_body(carrier: Span) -> bytes:
+    """Attributes from log records, to be joined to the span that the carrier names."""
+    return CONTENT + rebuild.encode(carrier)
+
+
+def command_body(command: dict[str, Any]) -> bytes:
+    """A row of `run()`, `node()` or `step()`. Raises :class:`TypeError`."""
+    return COMMAND + orjson.dumps(command, default=str, option=orjson.OPT_NON_STR_KEYS)
+
+
+def item_of(seq: int, body: bytes, *, settle: bool) -> Item:
+    """What a body says. Raises one of `UNREADABLE`."""
+    kind, rest = body[:1], body[1:]
+    if kind in (END, START):
+        return Item(seq, span=rebuild.decode(rest), settle=settle)
+    if kind == COMMAND:
+        return Item(seq, command=orjson.loads(rest))
+    if kind == CONTENT:
+        return Item(seq, content=rebuild.decode(rest))
+    raise ValueError(f"unknown kind {kind!r}")
+
+
+@dataclass(slots=True)
+class Batch:
+    """Records of a log that are written together."""
+
+    records: Sequence[Record]
+    items: list[Item] = field(default_factory=list)
+    starts: dict[int, bytes] = field(default_factory=dict)
+    """Bodies of those that are starts, by number."""
+    broken: set[int] = field(default_factory=set)
+    """Numbers of those that cannot be read."""
+
+
+def decode(records: Sequence[Record], *, settle: bool, on_broken: Callable[[Exception], None]) -> Batch:
+    """Items of the records; starts whose end is in the same batch are left out: one write instead of two."""
+    batch = Batch(records)
+    ends: set[tuple[str, str, int]] = set()
+    for record in records:
+        try:
+            item = item_of(record.seq, record.body, settle=settle)
+        except UNREADABLE as error:
+            batch.broken.add(record.seq)
+            on_broken(error)
+            continue
+        kind = record.body[:1]
+        if kind == START:
+            batch.starts[record.seq] = record.body
+        elif kind == END and item.span is not None:
+            ends.add((item.span.trace_id, item.span.span_id, item.span.start_ns))
+        batch.items.append(item)
+    if batch.starts and ends:
+        batch.items = [
+            item for item in batch.items
+            if item.seq not in batch.starts or item.span is None
+            or (item.span.trace_id, item.span.span_id, item.span.start_ns) not in ends]
+    return batch

@@ -1,0 +1,70 @@
+"""Forks and exits of the process, told to every pipeline in it.
+
+At the end of a process its pipelines are shut down, in a multiprocessing child too. Around a fork their threads stand still;
+the child begins anew.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import weakref
+from typing import Any, Protocol
+
+__all__ = ["register", "register_exit"]
+
+
+class _Registered(Protocol):
+    def shutdown(self) -> bool: ...
+    def hold_for_fork(self) -> None: ...
+    def release_after_fork(self) -> None: ...
+    def after_fork_in_child(self) -> None: ...
+
+
+_registered: weakref.WeakSet[_Registered] = weakref.WeakSet()
+_exit_registered: set[int] = set()
+
+
+def register(pipeline: _Registered) -> None:
+    """Tell this pipeline of forks from now on, and of the end of the process once :func:`register_exit` was called."""
+    _registered.add(pipeline)
+
+
+def register_exit() -> None:
+    """Shut the pipelines down when this process ends. `atexit` does not run in a multiprocessing child (it ends by
+    `os._exit`), its own finalizers do."""
+    pid = os.getpid()
+    if pid in _exit_registered:
+        return
+    _exit_registered.add(pid)
+    atexit.register(_shut_down_all)
+    util: Any = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, _shut_down_all, exitpriority=10)
+
+
+def _shut_down_all() -> None:
+    for pipeline in list(_registered):
+        with contextlib.suppress(Exception):
+            pipeline.shutdown()
+
+
+def _before_fork() -> None:
+    for pipeline in list(_registered):
+        pipeline.hold_for_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for pipeline in list(_registered):
+        pipeline.release_after_fork()
+
+
+def _after_fork_in_child() -> None:
+    for pipeline in list(_registered):
+        pipeline.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
