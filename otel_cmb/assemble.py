@@ -31,6 +31,7 @@ from otel_cmb.event import Event, event_id
 from otel_cmb.mapper import Facts, placed
 from otel_cmb.mapper_results import as_mapping, canonical
 from otel_cmb.mapper_tools import HANDOFF_NAME
+from otel_cmb.sums import summable
 from otel_cmb.vocabulary.base import AGENT, APPROVAL, CODE, CONTAINER, ERROR, HANDOFF, LLM, SPEAKER, TOOL
 
 __all__ = ["assemble"]
@@ -115,8 +116,9 @@ def _event(node: Node, above: Event | None, agents: dict[str, str]) -> Event:
     facts, kind = node.best, node.kind
     name = who(node, above.agent_name if above is not None else None)
     key = None
-    if above is not None and _tells_all(node):
-        key = (kind, name, node.below, node.costs_below, above.id, above.depth, above.node_id, above.step_id)
+    if (above is not None or node.parent is None) and _tells_all(node):
+        place = None if above is None else (above.id, above.depth, above.node_id, above.step_id)
+        key = (kind, name, node.below, node.costs_below, place)
         known = None if facts.memo is None else facts.memo.get("as event")
         if known is not None and known[0] == key:
             return known[1]  # type: ignore[no-any-return]
@@ -216,7 +218,12 @@ def _fill(node: Node, event: Event, agents: dict[str, str]) -> None:
             event.error_message = told_by_parent(node) or event.error_message or "failed without a message"
         more.update(error_meta)
     if "cmb_meta" in facts.found:
-        more.update((key, value) for key, value in as_mapping(facts.found["cmb_meta"]).items() if value is not None)
+        said = summable({key: value for key, value in as_mapping(facts.found["cmb_meta"]).items() if value is not None})
+        if node.below:
+            said.pop("tokens", None)
+        if node.costs_below:
+            said.pop("cost_usd", None)
+        more.update(said)
     event.meta = {**meta, **more} if more else meta
     event.inputs = inputs if inputs and captured else None
     event.outputs = outputs or None

@@ -187,3 +187,26 @@ def test_an_alias_is_text_and_means_the_run_that_was_started_last(application, s
     numbered = app.add_run(session_id, meta={"task_id": 77})
     assert store.check_run("again").id == runs[1]
     assert store.check_run("77").id == numbered
+
+
+def test_what_a_span_says_in_meta_is_added_up_once_and_as_numbers(application, store):
+    app = application()
+    session_id = app.add_session()
+    run_id = app.add_run(session_id)
+    node_id = app.add_node(run_id, session_id, "step_1")
+    spans = [
+        agent_span(1, 1, run=run_id, start=1000, name="tokens as text"),
+        agent_span(2, 1, run=run_id, start=2000, name="agent"),
+        agent_span(2, 2, run=run_id, parent=1, start=3000, name="chat"),
+    ]
+    spans[0].attributes |= {"cmb.event.type": "agent_call", "cmb.meta": '{"tokens": "12", "cost_usd": "much"}'}
+    spans[1].attributes |= {"cmb.event.type": "agent_call", "cmb.meta": '{"tokens": 10, "cost_usd": 0.5}'}
+    spans[2].attributes |= {
+        "gen_ai.operation.name": "chat", "gen_ai.usage.input_tokens": 7, "gen_ai.usage.output_tokens": 3}
+    for span in spans:
+        span.attributes["cmb.node.id"] = "step_1"
+    store.write([Item(n, span=span) for n, span in enumerate(spans)])
+    summary = app.node_summary(node_id, run_id)
+    assert (summary["tokens"], summary["cost_usd"]) == (22, 0.5)
+    metas = [row["meta"] for row in app.rows("execution_events", "execution_order")]
+    assert metas[0]["cost_usd_given"] == "much"

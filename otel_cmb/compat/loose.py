@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from otel_cmb.payload import text_of, to_json
+from otel_cmb.sums import summable
 
 __all__ = ["meta_of", "name_of", "said"]
 
@@ -28,22 +28,4 @@ def name_of(agent: Any) -> str:
 
 def meta_of(meta: Mapping[str, Any]) -> dict[str, str]:
     """The attribute that carries `meta`, if there is any."""
-    return {"cmb.meta": to_json(_summable(meta))} if meta else {}
-
-
-_SUMMED: dict[str, Callable[[Any], float]] = {"tokens": lambda value: round(float(value)), "cost_usd": float}
-
-
-def _summable(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The application adds `tokens` and `cost_usd` up: they are numbers, or stand under a name that nobody adds."""
-    found = dict(meta)
-    for key, number in _SUMMED.items():
-        if key not in found or type(found[key]) is int:
-            continue
-        value = found.pop(key)
-        try:
-            amount = math.nan if isinstance(value, bool) else number(value)
-        except (TypeError, ValueError, OverflowError):
-            amount = math.nan
-        found.update({key: amount} if math.isfinite(amount) else {f"{key}_given": value})
-    return found
+    return {"cmb.meta": to_json(summable(meta))} if meta else {}
