@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from otel_cmb import clock
+from otel_cmb.journal_files import make_private
 
 __all__ = ["Outcome", "Stats", "Ticket", "Totals"]
 
@@ -184,6 +185,7 @@ class Totals:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
+        make_private(self._path)
         connection = sqlite3.connect(self._path, timeout=10)
         try:
             with connection:

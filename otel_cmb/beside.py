@@ -13,6 +13,7 @@ import orjson
 
 from otel_cmb import clock
 from otel_cmb.event import trace_id_range
+from otel_cmb.journal_files import make_private
 
 __all__ = ["KEPT_NS", "Beside", "prefix_of"]
 
@@ -43,6 +44,7 @@ class Beside:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
+        make_private(self._path)
         connection = sqlite3.connect(self._path, timeout=10, isolation_level=None)
         try:
             connection.execute("PRAGMA journal_mode=WAL")

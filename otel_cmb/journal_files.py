@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
 import time
 
-__all__ = ["database_directory", "is_mine", "is_owned", "journals", "make", "owner_of", "release", "take"]
+__all__ = ["database_directory", "is_mine", "is_owned", "journals", "make", "make_private", "owner_of", "release", "take"]
 
 _mine: set[str] = set()
 """Paths this process owns or has adopted. A second descriptor on the same lock file would not conflict with itself after
 a fork, so these are skipped by name."""
+
+
+def make_private(path: str) -> None:
+    """Make an empty file that only its owner can read, if there is none. SQLite gives its side files the same mode.
+
+    One that exists is not opened: closing it would drop the locks that connections of this process hold on it.
+    """
+    if not os.path.exists(path):
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
 
 
 def database_directory(state_dir: str, key: str) -> str:

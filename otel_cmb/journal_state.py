@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from otel_cmb.journal_files import make_private
 from otel_cmb.journal_records import LATEST_DUE, Parked, Progress
 
 __all__ = ["State", "keep_for_ever"]
@@ -204,6 +205,7 @@ class State:
 
 
 def _open(path: str) -> sqlite3.Connection:
+    make_private(path)
     state = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
     try:
         state.execute("PRAGMA journal_mode=WAL")

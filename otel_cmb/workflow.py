@@ -191,6 +191,11 @@ class Workflow:
         if has_meta:
             values["meta"] = meta
         self.update(connection, "workflow_runs", {"id": run_id}, values)
+        if self._binding.owned and status == "failed":
+            # What was at work when the run failed has failed with it; an end of its own that comes later outranks that.
+            self.update(connection, "dag_nodes", {"run_id": run_id, "status": "running"}, {"status": "failed"})
+            self.update(connection, "workflow_steps", {"run_id": run_id, "status": "running"}, {
+                "status": "failed", "completed_at": at_ns, "error_message": error})
 
     def enrich_run(self, connection: Connection, run_id: str, column: str, value: str) -> None:
         """`agent` or `model` of a run that did not know it; beside an application only of a run made by us."""

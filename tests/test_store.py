@@ -204,3 +204,19 @@ def test_a_trace_that_was_only_looked_at_is_not_trusted_when_its_last_writer_wro
     assert write(other, second, third) == ["merged", "committed"]
     assert len(events(desk.url)) == 3
     check_orders(desk.url)
+
+
+def test_nodes_and_steps_at_work_fail_with_their_run_and_their_own_end_outranks_that(desk: Desk) -> None:
+    store = desk.store()
+    store.write([
+        Item(1, command={"do": "node_start", "run": RUN, "id": "plan", "at": BASE_NS}),
+        Item(2, command={"do": "node_end", "run": RUN, "id": "plan", "status": "completed", "at": BASE_NS}),
+        Item(3, command={"do": "node_start", "run": RUN, "id": "work", "at": BASE_NS}),
+        Item(4, command={"do": "step_start", "run": RUN, "id": "1", "at": BASE_NS}),
+    ])
+    store.write([Item(5, command={"do": "run_end", "id": RUN, "status": "failed", "error": "killed", "at": BASE_NS + 1})])
+    nodes = "SELECT id, status FROM dag_nodes ORDER BY id"
+    assert [tuple(row) for row in query(desk.url, nodes)] == [("plan", "completed"), ("work", "failed")]
+    assert [tuple(row) for row in query(desk.url, "SELECT status, error_message FROM workflow_steps")] == [("failed", "killed")]
+    store.write([Item(6, command={"do": "node_end", "run": RUN, "id": "work", "status": "completed", "at": BASE_NS})])
+    assert [tuple(row) for row in query(desk.url, nodes)] == [("plan", "completed"), ("work", "completed")]
