@@ -37,6 +37,8 @@ class Stats:
     journal_bytes: int = 0
     last_error: str = ""
     """Why the database cannot be written at this moment; empty when it can."""
+    redacted: int = 0
+    """Secrets replaced before anything was written."""
 
     def count(self, result: str, reason: str) -> None:
         """One more span with this result."""
@@ -66,6 +68,7 @@ class Stats:
             "received": self.received, "committed": self.committed, "merged": self.merged, "ignored": self.ignored,
             "pending": self.pending, "parked": dict(self.parked), "lost": dict(self.lost), "refused": self.refused,
             "live": self.live, "journal_bytes": self.journal_bytes, "last_error": self.last_error,
+            "redacted": self.redacted,
         }
 
     def summary(self, database: str) -> str:

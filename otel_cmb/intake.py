@@ -87,6 +87,11 @@ class Intake:
         """Whether the journal has more than this part of its size cap."""
         return self.journal is not None and self.journal.size > part * self._settings.journal_max_bytes
 
+    @property
+    def redacted(self) -> int:
+        """Secrets replaced so far."""
+        return 0 if self._redactor is None else self._redactor.replaced
+
     def prepared(self, span: Span) -> Span:
         """Redacted, reduced to what may be captured, cleaned and cut: before anything touches the disk."""
         clean_span(span, max_value_bytes=self._settings.max_value_bytes if self._redactor is None else UNCUT)

@@ -198,6 +198,7 @@ class Pipeline:
         journal = self._intake.journal
         stats.journal_bytes = journal.size if journal is not None else 0
         stats.live = len(self._running)
+        stats.redacted = self._intake.redacted
         return stats
 
     def any_parked(self, spans: Iterable[tuple[str, str]]) -> bool:

@@ -146,3 +146,15 @@ def test_no_meter_provider_is_needed(sqlite_url: str, state_dir: Path, monkeypat
         metrics.watch(lambda: [pipeline])
         pipeline.accept([agent_span()])
         assert pipeline.flush(10)
+
+
+def test_replaced_secrets_are_counted(database_url: str, state_dir: Path) -> None:
+    application = application_schema.make(database_url)
+    run = application.add_run(application.add_session())
+    with pipeline_of(database_url, state_dir) as pipeline:
+        span = agent_span(run=run)
+        span.attributes = {**span.attributes, "note": "Authorization: Bearer abcdefghijklmnopqrstuvwxyz0123456789"}
+        assert pipeline.accept([span]).wait(10).committed == 1
+        assert lawful(pipeline.stats()).redacted == 1
+        assert pipeline.stats().as_dict()["redacted"] == 1
+    application.engine.dispose()
