@@ -9,6 +9,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from otel_cmb.config import Settings
+from otel_cmb.dialects import POSTGRESQL, SQLITE, check_url
 from otel_cmb.errors import DatabaseURLError
 from otel_cmb.journal_files import database_directory
 
@@ -28,8 +29,6 @@ def state_directory(settings: Settings) -> str:
 
 
 def _database(settings: Settings) -> URL:
-    from otel_cmb.dialects import POSTGRESQL, SQLITE, check_url
-
     try:
         return check_url(settings)
     except DatabaseURLError:  # no driver, no such directory, no right to write there: may be mended
