@@ -206,4 +206,9 @@ _QUERY_PASSWORD = re.compile(r"(?i)(?P<head>[?&](?:password|passwd|sslpassword|s
 
 def safe_url(url: str) -> str:
     """The URL with its passwords replaced, fit for a log or an error."""
-    return _QUERY_PASSWORD.sub(r"\g<head>***", _PASSWORD.sub(r"\g<head>***", url))
+    return _QUERY_PASSWORD.sub(_hidden, _PASSWORD.sub(_hidden, url))
+
+
+def _hidden(match: re.Match[str]) -> str:
+    # A function, not a template: `re` imports a module to read one, which it cannot when the interpreter ends.
+    return f"{match['head']}***"

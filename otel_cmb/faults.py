@@ -148,6 +148,7 @@ _CLASSES: tuple[tuple[type[BaseException], Fault, str], ...] = (
     (OverflowError, _BAD, "a number does not fit its column"),
     (MemoryError, _OUT, "out of memory"),
     (OSError, _OUT, "the operating system reports an error"),
+    (ImportError, _OUT, "nothing can be imported any more, the interpreter is ending"),
 )
 
 

@@ -95,6 +95,9 @@ class Pipeline:
         context = span.get_span_context()
         if context is not None:
             self._running.begin(context, span, stamp)
+            if self._intake.directory is None:  # found out now: when the interpreter ends, nothing can be imported for it
+                with contextlib.suppress(ConfigurationError):  # said when the span ends
+                    self._intake.place()
             self._writer.nudge()
 
     def ended(self, span: ReadableSpan, otherwise: Callable[[], Stamp] = Stamp) -> None:

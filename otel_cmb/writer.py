@@ -75,8 +75,10 @@ class Writer:
             return
         if not self.ensure() and not self._trouble.failures and self._intake.lock.acquire(False):
             self._intake.lock.release()
-            if not self._intake.appending:
-                self._drainer.guarded_step()  # at interpreter shutdown, when no thread can be had
+            # At interpreter shutdown no thread can be had; at its very end nothing can be imported either, and the next process
+            # finds the span in the journal.
+            if not self._intake.appending and sys.meta_path is not None:
+                self._drainer.guarded_step()
 
     def wake(self) -> None:
         """Look up now, whatever was said before."""
