@@ -385,9 +385,8 @@ def test_ten_thousand_events_answer_within_a_tenth_of_a_second(base: str, engine
         times = sorted(browser.page.execute_async_script(MEASURE, what) for _ in range(3))
         assert times[0] < 100, (what, times)
     browser.run("document.querySelector('.wf-body').scrollTop = 1e9")
-    until(lambda: any("9999" in str(label) or "tool_" in str(label) for label in titles(browser)))
-    places = browser.run("return [...document.querySelectorAll('.row')].map((row) => +row.ariaPosInSet)")
-    assert max(places) == 10_000
+    positions = "return [...document.querySelectorAll('.row')].map((row) => +row.ariaPosInSet)"
+    until(lambda: max(browser.run(positions), default=0) == 10_000)  # rows are drawn after the scroll, not with it
 
 
 def test_hostile_content_is_text_and_nothing_else(base: str, engine: sa.Engine, browser: Browser) -> None:
