@@ -77,8 +77,7 @@ class Store:
         self._binding: Binding | None = None
         self._writer = secrets.token_hex(8)
         self._cache = TraceCache()
-        self._interned: set[str] = set()
-        self._to_intern: dict[str, str] = {}
+        self._interner = rebuild.Interner()
         self._enriched: set[tuple[str, str]] = set()
         self._remembering = False
         """Something was learnt from the database that somebody may have deleted since."""
@@ -100,7 +99,7 @@ class Store:
             self._workflow = Workflow(binding)
             self._history = HistoryWriter(binding.dialect, binding.schema)
             if binding.owned:
-                self._rows = EventRows(binding, self._intern, self._history.shorten)
+                self._rows = EventRows(binding, self._interner, self._history.shorten)
             else:
                 self._rows = EventRows(binding)
             self._known = Known(binding, self._settings, self._directory)
@@ -136,7 +135,7 @@ class Store:
         """Trust nothing remembered about the database: after an error, and when it may have been replaced."""
         self._remembering = False
         self._cache.clear()
-        self._interned.clear()
+        self._interner.forget()
         self._enriched.clear()
         if self._binding is not None:
             self._history.forget()
@@ -194,11 +193,9 @@ class Store:
                     self.forget()
         except BaseException:
             self.forget()
-            self._to_intern.clear()
             raise
         self._history.committed()
-        self._interned.update(self._to_intern)
-        self._to_intern.clear()
+        self._interner.committed()
         for change in changes:
             change.trace.events, change.trace.dirty = change.after, False
             self._cache.put(change.trace)
@@ -439,19 +436,13 @@ class Store:
                             connection, run_id, status="failed" if span.status_code == 2 else "completed",
                             at_ns=span.end_ns)
 
-    def _intern(self, body: dict[str, Any]) -> str:
-        """Content id of a resource or scope, stored once (owned databases)."""
-        digest, text = rebuild.content_id(body)
-        if digest not in self._interned:
-            self._to_intern[digest] = text
-        return digest
-
     def _write_interned(self, connection: Connection) -> None:
-        if self._to_intern:
+        """Resources, scopes and shapes that rows refer to, each once (owned databases)."""
+        if self._interner.new:
             assert self._binding is not None
             table = qualified("otel_cmb_resources", self._binding.schema)
             _many(connection, insert_sql(self._binding.dialect, table, ("id", "body"), conflict=("id",)),
-                  sorted(self._to_intern.items()))
+                  sorted(self._interner.new.items()))
 
     def remap(self, run_id: str) -> dict[str, int]:
         """Apply today's tables to the traces of a run, each in a transaction of its own: rows may be retyped, merged, made
