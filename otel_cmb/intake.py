@@ -57,7 +57,13 @@ class Intake:
         """Where the journals of the database are; `None` before somebody needed to know."""
         self.appending = False
         """An append is going on."""
+        self._appending_in = 0
         self._deferred: deque[list[bytes]] = deque()
+
+    @property
+    def appending_here(self) -> bool:
+        """Whether the caller came from within an append of its own thread: until it returns, nothing can be written."""
+        return self.appending and self._appending_in == threading.get_ident()
 
     @property
     def in_maker(self) -> bool:
@@ -112,21 +118,31 @@ class Intake:
             if self.appending:
                 self._deferred.append(bodies)
                 return 0
+            self._appending_in = threading.get_ident()
             self.appending = True
             try:
                 return self._keep(bodies)
             finally:
-                self.appending = False
-                while self._deferred:
-                    self._append_deferred(self._deferred.popleft())
+                self._append_deferred()
 
-    def _append_deferred(self, bodies: list[bytes]) -> None:
-        try:
-            self.append(bodies)
-        except (JournalError, ConfigurationError) as error:
-            lost = sum(1 for body in bodies if body[:1] == END)
-            self._ledger.lost_on_arrival("journal", lost)
-            self._trouble.say("journal", "%d span(s) lost: %s", lost, error)
+    def _append_deferred(self) -> None:
+        """What came from within, and what comes from within this: one after the other, however many they are."""
+        while True:
+            try:
+                while self._deferred:
+                    bodies = self._deferred[0]  # there until it is kept: a Ctrl-C here leaves it for the next append
+                    try:
+                        self._keep(bodies)
+                    except (JournalError, ConfigurationError) as error:
+                        lost = sum(1 for body in bodies if body[:1] == END)
+                        self._ledger.lost_on_arrival("journal", lost)
+                        self._trouble.say("journal", "%d span(s) lost: %s", lost, error)
+                    self._deferred.popleft()
+            finally:
+                self.appending = False
+            if not self._deferred:
+                return
+            self.appending = True  # one came between the last look and the mark
 
     def _keep(self, bodies: list[bytes]) -> int:
         """Into the journal; into memory where there is no journal to be had."""

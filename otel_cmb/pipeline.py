@@ -237,6 +237,8 @@ class Pipeline:
         """
         if self._intake.idle:
             return True
+        if self._intake.appending_here:  # a signal handler: the span it interrupted is not journaled before it returns
+            return False
         deadline = min(clock.monotonic() + timeout, self._shutdown_by)
         journal, standby = self._intake.journal, self._intake.standby
         target = journal.last_seq if journal is not None else 0

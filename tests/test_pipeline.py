@@ -28,7 +28,7 @@ from support import application_schema
 from otel_cmb import clock
 from otel_cmb.event import Stamp
 from otel_cmb.exporter import CMBSpanExporter
-from otel_cmb.journal import journals
+from otel_cmb.journal import Journal, journals
 from otel_cmb.pipeline import current_pipeline, forget_pipelines, state_directory
 from otel_cmb.processor import CMBSpanProcessor
 
@@ -261,7 +261,7 @@ def test_signal_handlers_end_spans_flush_and_count(sqlite_url: str, state_dir: P
                 processor.force_flush(20)
 
         before = signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+        signal.setitimer(signal.ITIMER_REAL, 0.004, 0.004)  # the handler flushes for at most half of that time
         ended = 0
         try:
             deadline = time.monotonic() + 1.5
@@ -278,6 +278,30 @@ def test_signal_handlers_end_spans_flush_and_count(sqlite_url: str, state_dir: P
         assert stats.received == stats.committed == ended + len(caught)
         assert len(caught) > 20
     assert len(events(sqlite_url)) == stats.received
+
+
+def test_any_number_of_spans_from_within_one_append(sqlite_url: str, state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow disk under a busy signal handler: they wait for the append they interrupted, and a flush there does not."""
+    with tracing(sqlite_url, state_dir) as (tracer, processor):
+        tracer.start_span("invoke_agent", attributes=AGENT).end()
+        append, within = Journal.append, []
+
+        def interrupted(self: Journal, bodies: list[bytes]) -> int:
+            if not within:
+                within.append(time.monotonic())
+                for _ in range(1_500):
+                    tracer.start_span("invoke_agent", attributes=AGENT).end()
+                assert not processor.force_flush(30_000)
+                within.append(time.monotonic())
+            return append(self, bodies)
+
+        monkeypatch.setattr(Journal, "append", interrupted)
+        tracer.start_span("invoke_agent", attributes=AGENT).end()
+        assert within[1] - within[0] < 20
+        assert processor.force_flush(30_000)
+        stats = lawful(processor.stats())
+        assert stats.received == stats.committed == 1_502
+    assert len(events(sqlite_url)) == 1_502
 
 
 def test_a_logging_handler_makes_spans(sqlite_url: str, state_dir: Path) -> None:
