@@ -232,6 +232,7 @@ def test_any_forest_gives_the_same_rows_postgresql(postgresql_lab: Lab, data: st
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @LONG
 @given(data=st.data())
 def test_any_forest_gives_the_same_rows_long(lab: Lab, data: st.DataObject) -> None:
