@@ -415,6 +415,7 @@ class Store:
 
     def _enrich(self, connection: Connection, changes: Sequence[Change]) -> None:
         """Runs that did not know their agent or model learn them; a receiver's runs end with their trace's root."""
+        ended: set[str] = set()
         for change in changes:
             for event in (event for event in change.after.values() if event is not change.before.get(event.id)):
                 # The agent that thinks, or one that has answered: a group's manager starts first and does neither.
@@ -429,9 +430,10 @@ class Store:
             if self.per_trace_runs:
                 for facts in change.trace.facts.values():
                     span, run_id = facts.span, facts.span.stamp.run_id
-                    if run_id is None or span.parent_span_id or span.end_ns is None:
+                    if run_id is None or run_id in ended or span.parent_span_id or span.end_ns is None:
                         continue
                     if self._placing.nobody_named(run_id, span):
+                        ended.add(run_id)  # once: a trace may have thousands of roots, and the first one's end counts
                         self._workflow.end_run(
                             connection, run_id, status="failed" if span.status_code == 2 else "completed",
                             at_ns=span.end_ns)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from fault_support import BASE_NS, agent_span, check_orders, events, ids_of, query
 
 from otel_cmb import config
@@ -220,3 +221,25 @@ def test_nodes_and_steps_at_work_fail_with_their_run_and_their_own_end_outranks_
     assert [tuple(row) for row in query(desk.url, "SELECT status, error_message FROM workflow_steps")] == [("failed", "killed")]
     store.write([Item(6, command={"do": "node_end", "run": RUN, "id": "work", "status": "completed", "at": BASE_NS})])
     assert [tuple(row) for row in query(desk.url, nodes)] == [("plan", "completed"), ("work", "completed")]
+
+
+def test_a_trace_of_many_roots_asks_for_the_end_of_its_run_once_a_batch(database_url: str, state_dir: Path) -> None:
+    """Each root that has ended used to ask again, and those stored before with it: minutes for 10,000 of them."""
+    asked: list[str] = []
+
+    def listen(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "workflow_runs" in statement and "SELECT completed_at" in statement:
+            asked.append(statement)
+
+    settings = config.load(database_url=database_url, state_dir=str(state_dir))
+    store = Store(settings, str(state_dir), per_trace_runs=True)
+    sa.event.listen(sa.Engine, "before_cursor_execute", listen)
+    try:
+        for first in (1, 101):
+            spans = [agent_span(1, n, start=n * 1000) for n in range(first, first + 100)]
+            assert set(write(store, *spans)) == {"committed"}
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", listen)
+        store.close()
+    assert len(asked) == 2
+    assert query(database_url, "SELECT status, count(*) FROM workflow_runs GROUP BY status") == [("completed", 1)]
