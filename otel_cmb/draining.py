@@ -209,7 +209,8 @@ class Drainer:
         return True
 
     def _write_records(self, journal: Journal | Standby, records: Sequence[Record]) -> bool:
-        batch = decode(records, settle=self.settle, on_broken=lambda error: self._trouble.say(
+        fresh = {} if isinstance(journal, Journal) and journal.adopted else self._intake.take_fresh(records)
+        batch = decode(records, fresh, settle=self.settle, on_broken=lambda error: self._trouble.say(
             "broken", "a journal record could not be read and is lost: %s", error))
         position = 0
         for upto, part in self._written(batch.items, [record.seq for record in records]):

@@ -6,14 +6,14 @@ import os
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from otel_cmb.capture import strip_content
 from otel_cmb.config import Settings
 from otel_cmb.errors import ConfigurationError, JournalError
 from otel_cmb.event import Span
 from otel_cmb.journal import Journal, JournalFullError
-from otel_cmb.journal_records import END
+from otel_cmb.journal_records import END, Record
 from otel_cmb.ledger import Ledger
 from otel_cmb.redact import Redactor
 from otel_cmb.sanitize import UNCUT, clean_span
@@ -22,6 +22,9 @@ from otel_cmb.state_paths import state_directory
 from otel_cmb.trouble import Trouble
 
 __all__ = ["Intake", "parked_in"]
+
+FRESH = 1024
+"""Most spans kept in memory besides their record, so that a writer that keeps up need not decode them."""
 
 NO_CONTENT_ABOVE = 0.85
 """Part of the journal's size cap: nearly full, what happened is worth more than what was said."""
@@ -59,6 +62,7 @@ class Intake:
         """An append is going on."""
         self._appending_in = 0
         self._deferred: deque[list[bytes]] = deque()
+        self._fresh: dict[int, Span] = {}
 
     @property
     def appending_here(self) -> bool:
@@ -111,9 +115,12 @@ class Intake:
             strip_content(span, ("none",))
         return span
 
-    def append(self, bodies: list[bytes]) -> int:
+    def append(self, bodies: list[bytes], spans: Sequence[Span] = ()) -> int:
         """Number of the last record; 0 when called from within an append of this thread (a signal handler, the garbage
-        collector), which then writes these too. Raises :class:`JournalError` when they can be kept nowhere."""
+        collector), which then writes these too. Raises :class:`JournalError` when they can be kept nowhere.
+
+        `spans`: what the bodies are of, if nobody changes them any more.
+        """
         with self.lock:
             if self.appending:
                 self._deferred.append(bodies)
@@ -121,7 +128,9 @@ class Intake:
             self._appending_in = threading.get_ident()
             self.appending = True
             try:
-                return self._keep(bodies)
+                last = self._keep(bodies)
+                self._remember(last, spans)
+                return last
             finally:
                 self._append_deferred()
 
@@ -144,6 +153,19 @@ class Intake:
                 return
             self.appending = True  # one came between the last look and the mark
 
+    def _remember(self, last: int, spans: Sequence[Span]) -> None:
+        if len(self._fresh) + len(spans) > FRESH:
+            if next(iter(self._fresh), last) > self._ledger.done_seq:
+                return
+            self._fresh.clear()  # somebody else wrote them
+        self._fresh.update(zip(range(last - len(spans) + 1, last + 1), spans, strict=True))
+
+    def take_fresh(self, records: Sequence[Record]) -> dict[int, Span]:
+        """Spans of the records that are in memory, by number, once: who tries again reads the record."""
+        with self.lock:
+            pop = self._fresh.pop
+            return {seq: span for seq in [record.seq for record in records] if (span := pop(seq, None)) is not None}
+
     def _keep(self, bodies: list[bytes]) -> int:
         """Into the journal; into memory where there is no journal to be had."""
         if self.journal is None:
@@ -164,6 +186,7 @@ class Intake:
 
     def rescue(self) -> None:
         """The database is away: what is in memory goes to the journal if that can be written by now."""
+        self._fresh.clear()
         standby = self.standby
         if standby is None or not standby.backlog() or self.journal is None:
             return
@@ -180,6 +203,7 @@ class Intake:
 
     def take_out(self) -> tuple[Journal | None, Standby | None]:
         """Journal and memory, to be given back; what comes next begins new ones. Called under `lock`."""
+        self._fresh.clear()
         journal, self.journal = self.journal, None
         standby, self.standby = self.standby, None
         return journal, standby

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,17 +63,26 @@ class Batch:
     """Numbers of those that cannot be read."""
 
 
-def decode(records: Sequence[Record], *, settle: bool, on_broken: Callable[[Exception], None]) -> Batch:
-    """Items of the records; starts whose end is in the same batch are left out: one write instead of two."""
+def decode(
+    records: Sequence[Record], fresh: Mapping[int, Span], *, settle: bool, on_broken: Callable[[Exception], None],
+) -> Batch:
+    """Items of the records; starts whose end is in the same batch are left out: one write instead of two.
+
+    `fresh`: spans that need no decoding, by number.
+    """
     batch = Batch(records)
     ends: set[tuple[str, str, int]] = set()
     for record in records:
-        try:
-            item = item_of(record.seq, record.body, settle=settle)
-        except UNREADABLE as error:
-            batch.broken.add(record.seq)
-            on_broken(error)
-            continue
+        span = fresh.get(record.seq)
+        if span is not None:
+            item = Item(record.seq, span=span, settle=settle)
+        else:
+            try:
+                item = item_of(record.seq, record.body, settle=settle)
+            except UNREADABLE as error:
+                batch.broken.add(record.seq)
+                on_broken(error)
+                continue
         kind = record.body[:1]
         if kind == START:
             batch.starts[record.seq] = record.body

@@ -112,7 +112,7 @@ class Pipeline:
         self._ledger.arrived(1)
         try:
             prepared = self._intake.prepared(span_from_sdk(span, stamp if stamp is not None else otherwise()))
-            self._intake.append([end_body(prepared)])
+            self._intake.append([end_body(prepared)], [prepared])
         except (JournalError, ConfigurationError) as error:
             self._ledger.lost_on_arrival("journal")
             self._trouble.say("journal", "a span is lost: %s", error)
@@ -124,17 +124,18 @@ class Pipeline:
         self._ledger.fold_if_many()
 
     def accept(self, spans: Sequence[Span]) -> Ticket:
-        """Journal ended spans and give a ticket for their fate.
+        """Journal ended spans and give a ticket for their fate. They are the pipeline's from now on.
 
         When this returns they survive SIGKILL; :meth:`sync` makes them survive a power cut. Raises
         :class:`JournalError` when the journal cannot take them; then none of them is accepted.
         """
         ticket = self._ledger.expect(len(spans))
         try:
-            bodies = [end_body(self._intake.prepared(span)) for span in spans]
+            prepared = [self._intake.prepared(span) for span in spans]
+            bodies = [end_body(span) for span in prepared]
             self._ledger.arrived(len(spans))
             try:
-                last = self._intake.append(bodies) if bodies else 0
+                last = self._intake.append(bodies, prepared) if bodies else 0
             except BaseException:
                 self._ledger.arrived(-len(spans))
                 raise
