@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import grpc
+import grpc.aio
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from otel_cmb import config
@@ -133,19 +136,39 @@ def parameters(
 
 
 @contextmanager
-def serving(url: str, **settings: Any) -> Iterator[Client]:
-    """A storage server on a free port, and a client of it."""
+def served(url: str, allow: Any = None, unpack: Any = bytes, options: Any = (), **settings: Any) -> Iterator[str]:
+    """The address of a storage server on a free port."""
     query = JaegerQuery(config.load({}, database_url=url, **settings))
-    server = grpc.server(ThreadPoolExecutor(4))
-    add_servicers(server, query)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Client(channel)
-    finally:
-        server.stop(0).wait()
-        query.close()
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = Future()
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        server = grpc.aio.server(options=options)
+        add_servicers(server, query, threads, allow, unpack)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        started.set_result((asyncio.get_running_loop(), stop, port))
+        await stop.wait()
+        await server.stop(0)
+
+    with ThreadPoolExecutor(4) as threads:
+        thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
+        thread.start()
+        loop, stop, port = started.result(20)
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            loop.call_soon_threadsafe(stop.set)
+            thread.join(20)
+            assert not thread.is_alive()
+    query.close()
+
+
+@contextmanager
+def serving(url: str, **options: Any) -> Iterator[Client]:
+    """A storage server on a free port, and a client of it."""
+    with served(url, **options) as address, grpc.insecure_channel(address) as channel:
+        yield Client(channel)
 
 
 def normal(value: Any) -> Any:

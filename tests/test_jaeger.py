@@ -3,7 +3,6 @@ database that belongs to the application."""
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
 import math
@@ -11,19 +10,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
-import grpc.aio
 import pytest
 import yaml
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaeger_support import Client, normal, store_spans
+from jaeger_support import Client, normal, served, store_spans
 from sqlalchemy import create_engine, text
 from support import application_schema
 
@@ -33,7 +30,6 @@ from otel_cmb.event import Link, Resource, Scope, Span, SpanEvent, Stamp
 from otel_cmb.jaeger import proto
 from otel_cmb.jaeger.encode import traces_data
 from otel_cmb.jaeger.genai import presented
-from otel_cmb.jaeger.grpc_server import add_servicers
 from otel_cmb.jaeger.match import TraceQuery, matches, tags_wanted
 from otel_cmb.jaeger.query import JaegerQuery
 from otel_cmb.otlp import decode
@@ -251,47 +247,19 @@ def test_the_configurations_in_the_documentation_are_whole(number: int) -> None:
 # Servers and databases.
 
 
-def test_the_servicers_work_in_an_asyncio_server(sqlite_url: str, state_dir: Path) -> None:
-    store_spans(sqlite_url, state_dir, [span(n) for n in range(1, 40)])
-    query = JaegerQuery(config.load({}, database_url=sqlite_url))
-
-    def ask(port: int) -> tuple[int, list[str]]:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            client = Client(channel)
-            return len(client.find_traces(service="svc")), client.services()
-
-    async def main() -> tuple[int, list[str]]:
-        server = grpc.aio.server()
-        add_servicers(server, query)
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        try:
-            return await asyncio.get_running_loop().run_in_executor(None, ask, port)
-        finally:
-            await server.stop(0)
-
-    assert asyncio.run(main()) == (39, ["svc"])
-    query.close()
-
-
 def test_a_caller_without_a_token_is_refused(sqlite_url: str) -> None:
-    def allow(context: Any) -> str | None:
-        return None if ("authorization", "Bearer x") in context.invocation_metadata() else "a token is needed"
+    def allow(context: Any) -> tuple[grpc.StatusCode, str] | None:
+        if ("authorization", "Bearer x") in context.invocation_metadata():
+            return None
+        return grpc.StatusCode.UNAUTHENTICATED, "a token is needed"
 
-    query = JaegerQuery(config.load({}, database_url=sqlite_url))
-    server = grpc.server(ThreadPoolExecutor(2))
-    add_servicers(server, query, allow)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with served(sqlite_url, allow) as address, grpc.insecure_channel(address) as channel:
         for ask in (Client(channel).services, lambda: Client(channel).find_traces(service="x")):
-            with pytest.raises(grpc.RpcError) as refused:
+            with pytest.raises(grpc.RpcError, match="a token is needed") as refused:
                 ask()
             assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
         call = channel.unary_unary("/jaeger.storage.v2.TraceReader/GetServices")
         assert call(b"", metadata=(("authorization", "Bearer x"),)) == b""
-    server.stop(0).wait()
-    query.close()
 
 
 def test_purge_empties_everything(database_url: str, state_dir: Path) -> None:

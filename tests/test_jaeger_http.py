@@ -176,11 +176,17 @@ def test_other_paths_are_json_too(sqlite_url: str) -> None:
 
 
 def test_a_caller_may_be_refused(sqlite_url: str) -> None:
-    def allow(request: Any) -> str | None:
-        return None if "authorization" in request.headers else "who are you"
+    def allow(request: Any) -> tuple[int, str] | None:
+        given = request.headers.get("authorization")
+        return {None: (401, "who are you"), "bound": (403, "not yours")}.get(given)
 
     with client_of(sqlite_url, allow=allow) as client:
         assert get(client, "/api/services", 401)["errors"][0]["msg"] == "who are you"
+        assert client.get("/api/services").headers["www-authenticate"] == "Bearer"
+        forbidden = client.get("/api/v3/services", headers={"authorization": "bound"})
+        assert forbidden.status_code == 403
+        assert forbidden.json()["error"] == {"httpCode": 403, "message": "not yours"}
+        assert "www-authenticate" not in forbidden.headers
         assert client.get("/api/services", headers={"authorization": "x"}).status_code == 200
 
 

@@ -1,9 +1,8 @@
-"""Who may send: loopback by default, tokens, tokens bound to a session, TLS, client certificates."""
+"""Who may send: loopback by default, tokens, tokens bound to a session. TLS is in test_receiver_tls.py."""
 
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -21,30 +20,23 @@ from otel_cmb.receiver.tokens import TokenFile
 BODY = make_request(make_span(1)).SerializeToString()
 
 
-def post(server: Running, token: str | None = None, scheme: str = "Bearer", **options: Any) -> requests.Response:
+def post(server: Running, token: str | None = None, scheme: str = "Bearer") -> requests.Response:
     headers = {"content-type": "application/x-protobuf"}
     if token is not None:
         headers["authorization"] = f"{scheme} {token}"
-    url = options.pop("url", server.http)
-    return requests.post(f"{url}/v1/traces", data=BODY, headers=headers, timeout=10, **options)
+    return requests.post(f"{server.http}/v1/traces", data=BODY, headers=headers, timeout=10)
 
 
-def export(server: Running, token: str | None = None, credentials: Any = None, spans: int = 1) -> Any:
+def export(server: Running, token: str | None = None, spans: int = 1) -> Any:
     metadata = [("authorization", f"Bearer {token}")] if token is not None else []
-    options = [("grpc.ssl_target_name_override", "localhost")]
-    channel = (
-        grpc.insecure_channel(server.grpc)
-        if credentials is None
-        else grpc.secure_channel(server.grpc, credentials, options)
-    )
-    with channel:
+    with grpc.insecure_channel(server.grpc) as channel:
         request = make_request(*[make_span(n + 1) for n in range(spans)])
         return TraceServiceStub(channel).Export(request, timeout=10, metadata=metadata)
 
 
-def code(server: Running, token: str | None = None, credentials: Any = None) -> Any:
+def code(server: Running, token: str | None = None) -> Any:
     with pytest.raises(grpc.RpcError) as caught:
-        export(server, token, credentials)
+        export(server, token)
     return caught.value.code()  # type: ignore[attr-defined]
 
 
@@ -59,18 +51,22 @@ def test_loopback_needs_nothing(address: str) -> None:
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "192.168.1.5:4318", "db.example:4318"])
 @pytest.mark.parametrize("door", ["grpc", "http", "jaeger_storage"])
 def test_other_addresses_need_tls_and_a_token_or_insecure(
-    address: str, door: str, tmp_path: Path, certificates: dict[str, str]
+    address: str, door: str, tmp_path: Path
 ) -> None:
-    tls = {"tls_cert": certificates["server.crt"], "tls_key": certificates["server.key"]}
+    file = tmp_path / "any.pem"
+    file.touch()
+    tls = {"tls_cert": str(file), "tls_key": str(file)}
     with pytest.raises(ConfigurationError, match="--tls-cert"):
         load({door: address}, env={})
     with pytest.raises(ConfigurationError, match="--tls-cert"):
         load({door: address, "token_file": "tokens"}, env={})
     with pytest.raises(ConfigurationError, match="--token-file"):
         load({door: address, **tls}, env={})
+    with pytest.raises(ConfigurationError, match="--token-file"):  # mutual TLS is no token, it comes on top
+        load({door: address, "tls_client_ca": str(file), **tls}, env={})
     load({door: address, "insecure": True}, env={})
     load({door: address, "token_file": "tokens", **tls}, env={})
-    load({door: address, "tls_client_ca": certificates["ca.crt"], **tls}, env={})
+    load({door: address, "token_file": "tokens", "tls_client_ca": str(file), **tls}, env={})
 
 
 @pytest.mark.parametrize("text", ["4317", ":4317", "host", "::1:4317", "h:99999", "h:x", "[::1:5", ""])
@@ -195,116 +191,3 @@ def test_a_bound_token_stamps_its_session_and_refusals_are_answered(tmp_path: Pa
         answer = export(server, "bound-token", spans=2)
         assert answer.partial_success.rejected_spans == 1
         assert "session" in answer.partial_success.error_message
-
-
-# TLS
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A CA, a server certificate for localhost, a client certificate, and one of a stranger."""
-    place = tmp_path_factory.mktemp("tls")
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=place, check=True, capture_output=True)
-
-    def authority(name: str) -> None:
-        openssl(
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            f"/CN={name}",
-            "-keyout",
-            f"{name}.key",
-            "-out",
-            f"{name}.crt",
-        )
-
-    def signed(name: str, by: str, extension: str) -> None:
-        openssl(
-            "req",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-subj",
-            f"/CN={name}",
-            "-keyout",
-            f"{name}.key",
-            "-out",
-            f"{name}.csr",
-        )
-        (place / f"{name}.ext").write_text(extension)
-        openssl(
-            "x509",
-            "-req",
-            "-in",
-            f"{name}.csr",
-            "-CA",
-            f"{by}.crt",
-            "-CAkey",
-            f"{by}.key",
-            "-CAcreateserial",
-            "-days",
-            "2",
-            "-extfile",
-            f"{name}.ext",
-            "-out",
-            f"{name}.crt",
-        )
-
-    authority("ca")
-    authority("stranger-ca")
-    signed("server", "ca", "subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    signed("client", "ca", "extendedKeyUsage=clientAuth\n")
-    signed("stranger", "stranger-ca", "extendedKeyUsage=clientAuth\n")
-    return {path.name: str(path) for path in place.iterdir()}
-
-
-def read(path: str) -> bytes:
-    return Path(path).read_bytes()
-
-
-def test_tls_on_both_doors(certificates: dict[str, str]) -> None:
-    with running(tls_cert=certificates["server.crt"], tls_key=certificates["server.key"]) as server:
-        export(server, credentials=grpc.ssl_channel_credentials(read(certificates["ca.crt"])))
-        url = server.http.replace("http://", "https://")
-        assert post(server, url=url, verify=certificates["ca.crt"]).status_code == 200
-        assert len(server.pipeline.spans) == 2
-        assert code(server) is grpc.StatusCode.UNAVAILABLE
-        with pytest.raises(requests.ConnectionError):
-            post(server)
-
-
-def test_mutual_tls_lets_only_known_clients_in(certificates: dict[str, str]) -> None:
-    settings = {"tls_cert": "server.crt", "tls_key": "server.key", "tls_client_ca": "ca.crt"}
-    with running(**{name: certificates[file] for name, file in settings.items()}) as server:
-        ca = read(certificates["ca.crt"])
-        known = grpc.ssl_channel_credentials(ca, read(certificates["client.key"]), read(certificates["client.crt"]))
-        export(server, credentials=known)
-        strange = grpc.ssl_channel_credentials(
-            ca, read(certificates["stranger.key"]), read(certificates["stranger.crt"])
-        )
-        for credentials in (grpc.ssl_channel_credentials(ca), strange):
-            assert code(server, credentials=credentials) is grpc.StatusCode.UNAVAILABLE
-        url = server.http.replace("http://", "https://")
-        pair = (certificates["client.crt"], certificates["client.key"])
-        assert post(server, url=url, verify=certificates["ca.crt"], cert=pair).status_code == 200
-        with pytest.raises(requests.ConnectionError):
-            post(server, url=url, verify=certificates["ca.crt"])
-        pair = (certificates["stranger.crt"], certificates["stranger.key"])
-        with pytest.raises(requests.ConnectionError):
-            post(server, url=url, verify=certificates["ca.crt"], cert=pair)
-        assert len(server.pipeline.spans) == 2
-
-
-@pytest.mark.parametrize(
-    "flags", [{"tls_cert": "x"}, {"tls_key": "x"}, {"tls_client_ca": "x"}, {"tls_cert": "x", "tls_key": "x"}]
-)
-def test_half_of_tls_is_refused_at_the_start(flags: dict[str, str]) -> None:
-    with pytest.raises(ConfigurationError):
-        load(flags, env={})

@@ -21,7 +21,7 @@ JAEGER_STORAGE = "127.0.0.1:17271"
 @click.option("--token-file", help="Bearer tokens, one per line, optionally followed by a session id.")
 @click.option("--tls-cert", help="Certificate chain (PEM).")
 @click.option("--tls-key", help="Private key (PEM).")
-@click.option("--tls-client-ca", help="CA (PEM) of client certificates: mutual TLS.")
+@click.option("--tls-client-ca", help="CA (PEM) of client certificates: mutual TLS, beside tokens.")
 @click.option("--insecure", is_flag=True, default=None, help="Serve other hosts without TLS or without a token.")
 @click.option("--jaeger-storage", is_flag=False, flag_value=JAEGER_STORAGE, metavar="[HOST:PORT]",
               help=f"Also serve Jaeger's remote storage API.  [default address: {JAEGER_STORAGE}]")

@@ -1,21 +1,21 @@
 """Jaeger's remote storage API v2 over gRPC: TraceReader, DependencyReader, Capabilities.
 
-The writer of this API is OTLP's TraceService, which the receiver serves on the same port. Handlers are plain functions:
-they run in the thread pool of either kind of server, `grpc.server` or `grpc.aio.server`.
+The writer of this API is OTLP's TraceService, which the receiver serves on the same port. Handlers are plain functions
+and generators that run in threads; `calls` is between them and `grpc.aio`.
 """
 
 from __future__ import annotations
 
 import base64
 import itertools
-import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from typing import Any
 
 import grpc
-from sqlalchemy.exc import SQLAlchemyError
+from google.protobuf.message import DecodeError
 
-from otel_cmb.errors import CMBError
+from otel_cmb.jaeger.calls import Allow, BadQueryError, Calls
 from otel_cmb.jaeger.encode import traces_data
 from otel_cmb.jaeger.match import TraceQuery
 from otel_cmb.jaeger.proto import capabilities_pb2 as capabilities
@@ -28,8 +28,6 @@ from otel_cmb.search_index import as_string
 
 __all__ = ["SERVICE_NAMES", "add_servicers"]
 
-_LOG = logging.getLogger("otel_cmb.jaeger")
-
 READER, DEPENDENCIES, CAPABILITIES = (
     "jaeger.storage.v2.TraceReader", "jaeger.storage.v2.DependencyReader", "jaeger.storage.v2.Capabilities")
 SERVICE_NAMES = (READER, DEPENDENCIES, CAPABILITIES, "jaeger.storage.v2.TraceWriter")
@@ -40,67 +38,35 @@ MAX_DEPTH = 10_000
 _SUMMARIES = 50
 """Summaries in one message: a few kilobytes."""
 
-Allow = Callable[[Any], str | None]
-"""Given the call's context: `None`, or why the caller may not."""
 
-
-class BadQueryError(ValueError):
-    """The client asked for something this storage does not understand."""
-
-
-def add_servicers(server: Any, query: JaegerQuery, allow: Allow | None = None) -> None:
-    """Serve the three services on `server`. `allow` is asked before each call; what it says ends the call with
-    UNAUTHENTICATED."""
-    handlers = _Handlers(query)
+def add_servicers(
+    server: Any, query: JaegerQuery, threads: Executor, allow: Allow | None = None,
+    unpack: Callable[[bytes], bytes] = bytes,
+) -> None:
+    """Serve the three services on a `grpc.aio` server, working in `threads`. `allow` is asked before each call, and
+    says how one ends that it does not allow. `unpack` decompresses questions, where gRPC was told not to."""
+    handlers, calls = _Handlers(query), Calls(threads, allow, unpack)
     for service, methods in _METHODS.items():
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {
-            name: _handler(getattr(handlers, function), request, streams, allow)
+            name: calls.handler(_answer(getattr(handlers, function), request, streams), streams=streams)
             for name, (function, request, streams) in methods.items()
         }),))
 
 
-def _handler(function: Callable[..., Any], request: Any, streams: bool, allow: Allow | None) -> Any:
-    def guarded(message: Any, context: Any) -> Any:
-        _check(context, allow)
+def _answer(function: Callable[..., Any], request: Any, streams: bool) -> Callable[[bytes], Iterator[bytes]]:
+    def answer(question: bytes) -> Iterator[bytes]:
         try:
-            return function(message)
-        except Exception as error:  # noqa: BLE001 - becomes the call's status
-            _abort(context, error)
+            message = request.FromString(question)
+        except DecodeError as error:
+            raise BadQueryError(f"the question is no {request.DESCRIPTOR.name}") from error
+        found = function(message)
+        yield from map(_bytes, found if streams else (found,))
 
-    def guarded_stream(message: Any, context: Any) -> Iterator[Any]:
-        _check(context, allow)
-        try:
-            yield from function(message)
-        except GeneratorExit:
-            raise
-        except Exception as error:  # noqa: BLE001
-            _abort(context, error)
-
-    if streams:
-        return grpc.unary_stream_rpc_method_handler(guarded_stream, request.FromString, _bytes)
-    return grpc.unary_unary_rpc_method_handler(guarded, request.FromString, _bytes)
+    return answer
 
 
 def _bytes(message: Any) -> bytes:
     return message if isinstance(message, bytes) else message.SerializeToString()
-
-
-def _check(context: Any, allow: Allow | None) -> None:
-    refusal = None if allow is None else allow(context)
-    if refusal is not None:
-        context.abort(grpc.StatusCode.UNAUTHENTICATED, refusal)
-
-
-def _abort(context: Any, error: Exception) -> None:
-    """End the call with the status that fits the error. The client learns what it can act on, the log the rest."""
-    if isinstance(error, BadQueryError):
-        context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-    if isinstance(error, CMBError):
-        context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-    if isinstance(error, SQLAlchemyError):
-        _LOG.warning("a question of Jaeger failed in the database: %s", type(error).__name__)
-        context.abort(grpc.StatusCode.UNAVAILABLE, "the database cannot be read now; try again")
-    raise error
 
 
 class _Handlers:

@@ -51,13 +51,13 @@ class _AnswerError(Exception):
 PURGE_ENV = "OTEL_CMB_ALLOW_PURGE"
 """`1`: `POST /api/purge` from this machine deletes every trace. For Jaeger's own storage suite, nothing else."""
 
-Allow = Callable[[Request], str | None]
-"""Given the request: `None`, or why the caller may not."""
+Allow = Callable[[Request], tuple[int, str] | None]
+"""Given the request: `None`, or the status and the reason of the answer to a caller who may not."""
 
 
 def routes(query: JaegerQuery, allow: Allow | None = None) -> list[BaseRoute]:
     """The routes to mount at the server's root. Handlers read the database in the thread pool, never on the loop.
-    `allow` is asked before each request; what it says is answered with 401."""
+    `allow` is asked before each request; what it says is the answer."""
     api = _Api(query)
     paths: list[tuple[str, str, Callable[[Request], Any], bool]] = [
         ("GET", "/api/services", api.services, False),
@@ -88,8 +88,9 @@ def _allowed(endpoint: Callable[[Request], Awaitable[Response]], allow: Allow | 
         if refusal is None:
             return await endpoint(request)
         error = _v3_error if request.url.path.startswith("/api/v3/") else _v1_error
-        response = error(401, refusal)
-        response.headers["www-authenticate"] = "Bearer"
+        response = error(*refusal)
+        if response.status_code == 401:
+            response.headers["www-authenticate"] = "Bearer"
         return response
 
     return guarded

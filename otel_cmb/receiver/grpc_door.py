@@ -21,9 +21,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from otel_cmb.errors import ConfigurationError
 from otel_cmb.receiver.answers import Answer, response_of, trailers_of
 from otel_cmb.receiver.house import House
+from otel_cmb.receiver.intake import inflate
 from otel_cmb.receiver.settings import Address, ServeSettings
+from otel_cmb.receiver.tls import TlsFiles
 
-__all__ = ["GrpcDoor", "server_credentials", "server_options"]
+__all__ = ["GrpcDoor", "server_options"]
 
 _LOG = logging.getLogger("otel_cmb.receiver")
 SERVICES = {
@@ -51,28 +53,12 @@ def server_options(settings: ServeSettings) -> list[tuple[str, Any]]:
     ]
 
 
-def server_credentials(settings: ServeSettings) -> Any:
-    """TLS for a gRPC server, mutual when a client CA is set; `None` without a certificate."""
-    if settings.tls_cert is None or settings.tls_key is None:
-        return None
-
-    def read(path: str) -> bytes:
-        with open(path, "rb") as file:
-            return file.read()
-
-    client_ca = read(settings.tls_client_ca) if settings.tls_client_ca else None
-    return grpc.ssl_server_credentials(
-        [(read(settings.tls_key), read(settings.tls_cert))], client_ca, require_client_auth=client_ca is not None
-    )
-
-
-def add_port(server: Any, address: Address, settings: ServeSettings, flag: str) -> Address:
+def add_port(server: Any, address: Address, tls: TlsFiles | None, flag: str) -> Address:
     """Bind; the address with the port that was picked. Raises :class:`ConfigurationError` when it is taken."""
-    credentials = server_credentials(settings)
     try:
         port = (
-            server.add_insecure_port(str(address)) if credentials is None
-            else server.add_secure_port(str(address), credentials)
+            server.add_insecure_port(str(address)) if tls is None
+            else server.add_secure_port(str(address), tls.grpc_credentials())
         )
     except RuntimeError as error:
         raise ConfigurationError(f"{flag} {address}: cannot listen there ({error}); is it in use?") from error
@@ -91,6 +77,19 @@ def _encoding(body: bytes) -> str:
     return "identity"
 
 
+def _unpacked(question: bytes) -> bytes:
+    """A question of Jaeger's; none has a field 3 of type 7 or a field 15 either."""
+    from otel_cmb.jaeger.calls import MAX_QUESTION
+
+    encoding = _encoding(question)
+    return question if encoding == "identity" else inflate(question, encoding, MAX_QUESTION)
+
+
+def _code(answer: Answer) -> grpc.StatusCode:
+    code: grpc.StatusCode = getattr(grpc.StatusCode, answer.row.grpc)
+    return code
+
+
 class GrpcDoor:
     """A gRPC server of a receiver: OTLP and health, and with `jaeger` also Jaeger's remote storage API, whose writer
     OTLP is."""
@@ -98,17 +97,13 @@ class GrpcDoor:
     def __init__(self, house: House, jaeger: Any = None) -> None:
         self._house = house
         self._names = ["", *SERVICES.values()]
-        options = server_options(house.settings)
-        if jaeger is None:
-            self._server = grpc.aio.server(options=options)
-        else:
+        self._server = grpc.aio.server(options=server_options(house.settings))
+        self._threads: ThreadPoolExecutor | None = None
+        if jaeger is not None:
             from otel_cmb.jaeger.grpc_server import SERVICE_NAMES, add_servicers
 
-            # its handlers leave decompression to gRPC, and run in threads of their own
-            options = [option for option in options if option[0] != "grpc.per_message_decompression"]
-            threads = ThreadPoolExecutor(JAEGER_THREADS, thread_name_prefix="otel-cmb-jaeger")
-            self._server = grpc.aio.server(threads, options=options)
-            add_servicers(self._server, jaeger, self._may_read)
+            self._threads = ThreadPoolExecutor(JAEGER_THREADS, thread_name_prefix="otel-cmb-jaeger")
+            add_servicers(self._server, jaeger, self._threads, self._may_not_read, _unpacked)
             self._names += SERVICE_NAMES
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined, unused-ignore]
         for signal, service in SERVICES.items():
@@ -118,9 +113,10 @@ class GrpcDoor:
             )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
-    def _may_read(self, context: Any) -> str | None:
-        """Why a caller of Jaeger's API may not read; `None` when it may."""
-        return self._house.reading_refused(dict(context.invocation_metadata() or ()).get("authorization"))
+    def _may_not_read(self, context: Any) -> tuple[grpc.StatusCode, str] | None:
+        """How a call of Jaeger's API ends whose caller may not read; `None` when it may."""
+        refusal = self._house.reading_refused(dict(context.invocation_metadata() or ()).get("authorization"))
+        return None if refusal is None else (_code(refusal), refusal.text)
 
     def _exporter(self, signal: str) -> Callable[[Any, Any], Awaitable[bytes]]:
         async def export(_: Any, context: Any) -> bytes:
@@ -130,8 +126,7 @@ class GrpcDoor:
             if answer.situation == "ok":
                 data: bytes = response_of(answer, signal).SerializeToString()
                 return data
-            code = getattr(grpc.StatusCode, answer.row.grpc)
-            await context.abort(code, answer.text, trailing_metadata=trailers_of(answer))
+            await context.abort(_code(answer), answer.text, trailing_metadata=trailers_of(answer))
             raise AssertionError("unreachable")
 
         return export
@@ -163,7 +158,7 @@ class GrpcDoor:
 
     async def start(self, address: Address, flag: str = "--grpc") -> Address:
         """Listen; returns the address with the port that was picked."""
-        bound = add_port(self._server, address, self._house.settings, flag)
+        bound = add_port(self._server, address, self._house.tls, flag)
         await self._server.start()
         for name in self._names:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -173,3 +168,5 @@ class GrpcDoor:
         """Take no new calls, let the running ones end within `grace` seconds, then cancel them."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)

@@ -11,6 +11,7 @@ from otel_cmb.receiver.answers import Answer
 from otel_cmb.receiver.gate import Gate
 from otel_cmb.receiver.intake import Intake
 from otel_cmb.receiver.settings import ServeSettings
+from otel_cmb.receiver.tls import TlsFiles
 from otel_cmb.receiver.tokens import Caller, TokenFile
 
 __all__ = ["House"]
@@ -27,6 +28,7 @@ class House:
     settings: ServeSettings
     intake: Intake
     tokens: TokenFile | None = None
+    tls: TlsFiles | None = None
     reading: Gate = field(default_factory=lambda: Gate(READING, READING_BYTES))
     working: Gate = field(init=False)
     pool: ThreadPoolExecutor = field(init=False)
@@ -50,12 +52,14 @@ class House:
         found = self.tokens.find(authorization)
         return None if found is None else Caller(session_id=found.session_id, run_id=run_id)
 
-    def reading_refused(self, authorization: str | None) -> str | None:
+    def reading_refused(self, authorization: str | None) -> Answer | None:
         """Why a caller may not read all traces; `None` when it may."""
         found = self.caller(authorization, None)
         if found is None:
-            return "a valid bearer token is needed"
-        return None if found.session_id is None else "this token is bound to one session and cannot read all traces"
+            return Answer("unauthenticated", "a valid bearer token is needed")
+        if found.session_id is None:
+            return None
+        return Answer("refused", "this token is bound to one session and cannot read all traces")
 
     async def work(
         self, door: str, signal: str, body: bytes, caller: Caller, *, as_json: bool = False, encoding: str = "identity"

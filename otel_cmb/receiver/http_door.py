@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
@@ -72,12 +71,9 @@ class HttpDoor:
             Starlette(routes=routes), http=_protocol(settings), ws="none", lifespan="off", log_config=None,
             access_log=False, server_header=False, timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
-            ssl_certfile=settings.tls_cert, ssl_keyfile=settings.tls_key, ssl_ca_certs=settings.tls_client_ca,
-            ssl_cert_reqs=ssl.CERT_REQUIRED if settings.tls_client_ca else ssl.CERT_NONE,
         )
         config.load()
-        if config.ssl is not None:
-            config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+        config.ssl = None if house.tls is None else house.tls.context()
         self._server = _Server(config)
         self._task: asyncio.Task[None] | None = None
 

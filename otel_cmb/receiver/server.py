@@ -17,6 +17,7 @@ from otel_cmb.config import Settings, safe_url
 from otel_cmb.receiver.house import House
 from otel_cmb.receiver.intake import MIB, Intake, Limits
 from otel_cmb.receiver.settings import Address, ServeSettings
+from otel_cmb.receiver.tls import tls_files
 from otel_cmb.receiver.tokens import TokenFile
 
 __all__ = ["Receiver", "serve"]
@@ -37,7 +38,8 @@ class Receiver:
             budget_bytes=settings.max_waiting_mib * MIB,
             fail_on_missing_run=general.on_missing_run == "fail",
         )
-        self.house = House(settings, self.intake, TokenFile(settings.token_file) if settings.token_file else None)
+        tokens = TokenFile(settings.token_file) if settings.token_file else None
+        self.house = House(settings, self.intake, tokens, tls_files(settings))
         self._web = web
         self._grpc: Any = None
         self._http: Any = None

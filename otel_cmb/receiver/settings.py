@@ -78,9 +78,9 @@ SERVE_SETTINGS: tuple[Setting, ...] = (
             "File of bearer tokens, one per line, optionally followed by the session id it is bound to."),
     Setting("serve_tls_cert", None, _text, "Certificate chain (PEM) of the server, for both doors."),
     Setting("serve_tls_key", None, _text, "Private key (PEM) of the certificate."),
-    Setting("serve_tls_client_ca", None, _text, "Certificates (PEM), one of which signed the client's (mutual TLS)."),
+    Setting("serve_tls_client_ca", None, _text, "Certificates (PEM), one of which signed each client's: mutual TLS."),
     Setting("serve_insecure", False, _boolean,
-            "Serve an address other hosts reach without TLS, or without token and client certificates."),
+            "Serve an address other hosts reach without TLS or without a token."),
     Setting("serve_max_request_mib", 64, _whole(1), "Largest request in MiB, before and after decompression."),
     Setting("serve_max_spans", 100_000, _whole(1), "Most spans in one request."),
     Setting("serve_max_concurrent", 64, _whole(1),
@@ -202,11 +202,11 @@ def _check(serve: ServeSettings) -> None:
             continue
         if serve.tls_cert is None:
             raise ConfigurationError(
-                f"{flag} {address}: other hosts can reach this address; give --tls-cert and --tls-key, "
-                "and --token-file or --tls-client-ca, or say --insecure"
+                f"{flag} {address}: other hosts can reach this address; give --tls-cert, --tls-key and --token-file, "
+                "or say --insecure"
             )
-        if serve.token_file is None and serve.tls_client_ca is None:
+        if serve.token_file is None:
             raise ConfigurationError(
-                f"{flag} {address}: anybody who reaches this address could write; give --token-file "
-                "or --tls-client-ca, or say --insecure"
+                f"{flag} {address}: other hosts can reach this address; give --token-file, with or without "
+                "--tls-client-ca, or say --insecure"
             )

@@ -48,8 +48,9 @@ class Web:
         else:
             await PlainTextResponse("Not Found", 404)(scope, receive, send)
 
-    def _refusal(self, request: Request) -> str | None:
-        """Why a caller of Jaeger's API may not read; `None` when it may."""
+    def _refusal(self, request: Request) -> tuple[int, str] | None:
+        """How a caller of Jaeger's API is answered that may not read; `None` when it may."""
         if self._hosts is not None and (request.url.hostname or "") not in self._hosts:
-            return "this name is not served here; use the address that was printed"
-        return self._house.reading_refused(request.headers.get("authorization"))
+            return 421, "this name is not served here; use the address that was printed"
+        refusal = self._house.reading_refused(request.headers.get("authorization"))
+        return None if refusal is None else (refusal.row.http, refusal.text)
