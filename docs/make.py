@@ -43,7 +43,7 @@ For programs that are started inside a run; each span may say otherwise by its a
 
 | variable | meaning |
 |---|---|
-| `OTEL_CMB_RUN_ID` | the run; `otel-cmb run` sets it for the program |
+| `OTEL_CMB_RUN_ID` | the run, which is there already; `otel-cmb run` sets it for the program, and where it is set before, writes into that run |
 | `OTEL_CMB_SESSION_ID` | its session; checked against the run's, never trusted |
 | `OTEL_CMB_NODE_ID` | the node, within the run |
 | `OTEL_CMB_STEP_ID` | the step, within the run |

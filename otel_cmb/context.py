@@ -38,6 +38,9 @@ ENVIRONMENT = {RUN_ID: "OTEL_CMB_RUN_ID", SESSION_ID: "OTEL_CMB_SESSION_ID",
 
 H = TypeVar("H")
 
+_made: dict[str, int] = {}
+"""The runs whose `run()` block is open, and the process that opened it."""
+
 
 def tracer() -> trace.Tracer:
     """The tracer of this package, from the global provider."""
@@ -84,6 +87,11 @@ def with_environment(stamp: Stamp) -> Stamp:
     stamp.node_id = stamp.node_id or os.environ.get(ENVIRONMENT[NODE_ID]) or None
     stamp.step_id = stamp.step_id or os.environ.get(ENVIRONMENT[STEP_ID]) or None
     return stamp
+
+
+def made_here(run_id: str) -> bool:
+    """Whether this is a run that this very process has made with :func:`run`, and that goes on."""
+    return _made.get(run_id) == os.getpid()
 
 
 def _text(values: Mapping[str, object], key: str) -> str | None:
@@ -214,6 +222,7 @@ def run(
 
     def enter() -> tuple[Run, str, dict[str, str | None]]:
         handle = Run(identifier, None)
+        _made[identifier] = os.getpid()
         _record({"do": "run_start", "id": identifier, "session": session, "mode": mode, "agent": agent, "model": model,
                  "task": task, "meta": dict(meta) if meta else None, "at": clock.now_ns()})
         if (pipeline := current_pipeline()) is not None:
@@ -223,6 +232,7 @@ def run(
 
     def leave(handle: Run, failure: str | None) -> None:
         message = failure or handle.failure
+        _made.pop(identifier, None)
         _record({"do": "run_end", "id": identifier, "status": "failed" if message else "completed", "error": message,
                  "at": clock.now_ns()})
 

@@ -95,7 +95,11 @@ class CMBSpanProcessor(SpanProcessor):
             for key, name in _STAMPED:
                 if key in given:
                     setattr(stamp, name, str(given[key]))
-        return with_environment(stamp)
+        named = stamp.run_id
+        stamp = with_environment(stamp)
+        if stamp.run_id != named and stamp.run_id is not None:
+            span.set_attribute(RUN_ID, stamp.run_id)  # who looks for a run in Jaeger finds all its traces by this
+        return stamp
 
 
 def _rebuilt(kind: type[CMBSpanProcessor], keywords: dict[str, Any]) -> CMBSpanProcessor:

@@ -8,6 +8,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import textwrap
 import time
 from pathlib import Path
 
@@ -269,7 +270,99 @@ def test_chats_of_multiprocessing_children_are_nodes_of_their_own(shell: Shell, 
     done = shell.run("otel-cmb", "run", "--", "python", "program.py")
     assert done.returncode == 0, done.stderr
     nodes = {event.agent_name: event.node_id for event in shell.events() if event.event_type == "info"}
-    assert (nodes["a0"], nodes["a3"], len(set(nodes.values()))) == ("chat_1", "chat_2", 4)
+    assert nodes["a0"] == "chat_1"
+    assert sorted(nodes.values()) == ["chat_1", "chat_2", "chat_3", "chat_4"]
+
+
+CHATS = """
+    import sys
+    from autogen import ConversableAgent
+
+    for name in sys.argv[1:]:
+        one, other = (ConversableAgent(side + name, llm_config=False, human_input_mode="NEVER", default_auto_reply="ok")
+                      for side in ("from_", "to_"))
+        one.initiate_chat(other, message="go", max_turns=1)
+"""
+
+
+def chat_nodes(shell: Shell, url: str | None = None) -> dict[str, str]:
+    return {event.agent_name.removeprefix("from_"): event.node_id for event in shell.events(url) if event.event_type == "info"}
+
+
+def test_the_chats_of_all_programs_of_a_run_are_different_nodes(shell: Shell) -> None:
+    """One after the other, and at the same time; nothing is left of what they count in."""
+    shell.program(CHATS, "chats.py")
+    done = shell.run("otel-cmb", "run", "--", "sh", "-c",
+                     "python chats.py a b; python chats.py c & python chats.py d; wait")
+    assert done.returncode == 0, done.stderr
+    nodes = chat_nodes(shell)
+    assert (nodes["a"], nodes["b"], {nodes["c"], nodes["d"]}) == ("chat_1", "chat_2", {"chat_3", "chat_4"})
+    assert not list(shell.state.rglob("chats-*"))
+
+
+# -- a run that is there already -----------------------------------------------------------------------------------
+
+
+def existing_run(shell: Shell) -> str:
+    done = shell.run("python", "-c", textwrap.dedent("""
+        import otel_cmb
+        otel_cmb.configure(instrument=False)
+        with otel_cmb.run(task="the whole") as run:
+            print(run.id)
+    """))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_a_program_writes_into_a_run_that_is_there(shell: Shell, how: str) -> None:
+    """Its chats are nodes of their own, and the run is what it was."""
+    shell.program(CHATS, "chats.py")
+    run_id = existing_run(shell)
+    before = only_run(shell)
+    for name in ("a", "b"):
+        if how == "option":
+            done = shell.run("otel-cmb", "run", "--run", run_id, "--", "python", "chats.py", name)
+        else:
+            done = shell.run("otel-cmb", "run", "--", "python", "chats.py", name, OTEL_CMB_RUN_ID=run_id)
+        assert done.returncode == 0, done.stderr
+    assert f"otel-cmb: written into run {run_id}, in all 8 events in sqlite:///otel_cmb.db; otel-cmb show" in done.stderr
+    nodes = chat_nodes(shell)
+    assert nodes["a"] != nodes["b"]
+    after = only_run(shell)
+    assert (after.id, after.status, after.completed_at, after.task_description) == (
+        run_id, "completed", before.completed_at, "the whole")
+
+
+def test_a_program_that_fails_does_not_end_a_run_that_was_there(shell: Shell) -> None:
+    shell.program("""
+        import os, subprocess, sys
+        with agent("outer"):
+            inner = ["otel-cmb", "run", "--", "python", "-c", "import sys; sys.exit(3)"]
+            done = subprocess.run(inner, capture_output=True, text=True)
+        print(done.returncode, done.stderr)
+    """)
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py")
+    run = only_run(shell)
+    assert f"3 otel-cmb: written into run {run.id}" in done.stdout
+    assert "the program failed (exit code 3)" in done.stdout
+    assert run.status == "completed"
+
+
+def test_a_run_that_is_not_there_is_said_before_the_program_starts(shell: Shell) -> None:
+    existing_run(shell)
+    done = shell.run("otel-cmb", "run", "--run", "no-such-run", "--", "touch", "started")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "run 'no-such-run' is not in workflow_runs of sqlite:///otel_cmb.db" in done.stderr
+    assert not (shell.directory / "started").exists()
+    made = shell.run("otel-cmb", "run", "--run", "made-now", "--on-missing-run", "create", "--", "true")
+    assert made.returncode == 0, made.stderr
+    assert {run.id: run.status for run in shell.runs()}["made-now"] == "completed"
+
+
+def test_what_describes_a_new_run_is_refused_for_one_that_is_there(shell: Shell) -> None:
+    done = shell.run("otel-cmb", "run", "--task", "another", "--", "touch", "started", OTEL_CMB_RUN_ID="given")
+    refused(shell, done, "--task describes a new run, but OTEL_CMB_RUN_ID names an existing one, given")
 
 
 def test_a_program_that_replaces_itself_is_still_the_program(shell: Shell) -> None:
@@ -398,6 +491,7 @@ def test_a_database_that_is_away_stops_neither_program_nor_spans(shell: Shell) -
     assert "1 span waits in the journal" in summary
     assert "otel-cmb parked list" in summary
     assert "secret-word" not in done.stderr
+    assert summary.count("cannot be read now") == summary.count("127.0.0.1:") == 1
 
 
 # -- OTLP ----------------------------------------------------------------------------------------------------------
@@ -413,8 +507,10 @@ def test_the_same_spans_arrive_at_an_otlp_server(shell: Shell) -> None:
         done = shell.run("otel-cmb", "run", "--otlp-endpoint", server.endpoint, "--", "python", "program.py")
         assert done.returncode == 0, done.stderr
         arrived = {event_id(span.trace_id.hex(), span.span_id.hex()) for span in server.spans()}
+        tags = [{tag.key: tag.value.string_value for tag in span.attributes} for span in server.spans()]
     assert {event.id for event in shell.events()} == arrived
     assert len(arrived) == 2
+    assert {tag["cmb.run.id"] for tag in tags} == {only_run(shell).id}
     assert server.resource_attribute("service.name") == "program"
 
 

@@ -11,25 +11,43 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from otel_cmb import clock, config
 from otel_cmb.cli.options import database_options
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.dialects import check_url
-from otel_cmb.errors import CMBError, ConfigurationError
+from otel_cmb.errors import CMBError, ConfigurationError, RunNotFoundError
 from otel_cmb.faults import Fault, classify
 from otel_cmb.instrumentation import AUTO, EXCLUDED, VERBOSE, managed_names
-from otel_cmb.pipeline import Pipeline, get_pipeline
+from otel_cmb.instrumentation.chat_names import NUMBERS, begin_numbers, end_numbers
+from otel_cmb.pipeline import Pipeline, get_pipeline, state_directory
 
 SETTLE_SECONDS = 10.0
 """Longest wait at the end for the program's last spans to be written."""
 
 AWAY_SECONDS = 0.5
 """The same while the database is away: all is in the journal, and waiting brings nothing."""
+
+RUN = "OTEL_CMB_RUN_ID"
+OF_A_NEW_RUN = ("task", "mode", "agent", "model", "session")
+"""Options that say something about the run that is made."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The run that the program writes into."""
+
+    id: str
+    made: bool
+    """By this command, which then ends it."""
+    numbers: str | None = None
+    """Where the processes of the run count their chats."""
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -38,6 +56,8 @@ AWAY_SECONDS = 0.5
 @click.option("--agent", default=None, help="Main agent; the first agent seen if not given.")
 @click.option("--model", default=None, help="Main model; the first model seen if not given.")
 @click.option("--session", default=None, help="Id of a session, or the name of one that is found or made.")
+@click.option("--run", "run_id", default=None, envvar=RUN, metavar="RUN",
+              help="Write into this run, which exists; who made it ends it. Else $OTEL_CMB_RUN_ID, else a new run.")
 @click.option("--otlp-endpoint", default=None, help="Send the same spans there too, e.g. Jaeger at http://127.0.0.1:4317.")
 @click.option("--on-missing-run", type=click.Choice(["park", "create", "fail"]), default=None,
               help="For spans that name another run that is not in the database.")
@@ -47,8 +67,10 @@ AWAY_SECONDS = 0.5
 @click.option("--verbose", is_flag=True, help="Say on stderr which instrumentor is used for which framework.")
 @database_options
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_context
 def run(
-    task: str | None, mode: str, agent: str | None, model: str | None, session: str | None, otlp_endpoint: str | None,
+    context: click.Context, task: str | None, mode: str, agent: str | None, model: str | None, session: str | None,
+    run_id: str | None, otlp_endpoint: str | None,
     on_missing_run: str | None, record: str | None, no_instrument: str, state_dir: str | None, verbose: bool,
     database_url: str | None, schema: str | None, command: tuple[str, ...],
 ) -> None:
@@ -59,25 +81,57 @@ def run(
     \b
     otel-cmb run -- python my_agents.py
     otel-cmb run --task "measure H0" --otlp-endpoint http://127.0.0.1:4317 -- python my_agents.py --fast
+    otel-cmb run --run 3f0c1c0e-6c0e-4c0f-9d43-0d8f7a4f5a11 -- python second_part.py
     """
     settings = config.load(
         database_url=database_url, schema=schema, on_missing_run=on_missing_run, record=record, state_dir=state_dir)
+    _check_options(context, run_id)
     arguments = _resolved(command)
     check_url(settings)
     _check_state_dir(settings)
     pipeline = get_pipeline(settings)
     answers = _check_database(pipeline)
-    run_id = str(uuid.uuid4())
-    pipeline.accept_command({
-        "do": "run_start", "id": run_id, "session": session, "mode": mode, "agent": agent, "model": model,
-        "task": task or " ".join(command), "meta": {"command": list(command)}, "at": clock.now_ns()})
-    pipeline.remember_open("run", run_id)
-    if answers:
-        pipeline.flush(settings.connect_timeout)
-    environment = _environment(settings, run_id, otlp_endpoint, no_instrument, verbose, arguments)
-    code, failure = _execute(arguments, environment, settings, run_id)
-    _finish(pipeline, settings, run_id, failure)
+    target = _target(pipeline, settings, run_id, answers)
+    if target.made:
+        pipeline.accept_command({
+            "do": "run_start", "id": target.id, "session": session, "mode": mode, "agent": agent, "model": model,
+            "task": task or " ".join(command), "meta": {"command": list(command)}, "at": clock.now_ns()})
+        pipeline.remember_open("run", target.id)
+        if answers:
+            pipeline.flush(settings.connect_timeout)
+    environment = _environment(settings, target, otlp_endpoint, no_instrument, verbose, arguments)
+    try:
+        code, failure = _execute(arguments, environment, settings, target.id)
+    finally:
+        end_numbers(target.numbers)
+    _finish(pipeline, settings, target, failure)
     sys.exit(code)
+
+
+def _check_options(context: click.Context, run_id: str | None) -> None:
+    """An existing run is what it is."""
+    said = [name for name in OF_A_NEW_RUN if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if run_id and said:
+        by = RUN if context.get_parameter_source("run_id") is ParameterSource.ENVIRONMENT else "--run"
+        raise ConfigurationError(
+            f"--{said[0]} describes a new run, but {by} names an existing one, {run_id}; leave --{said[0]} out, or "
+            + (f"unset {RUN}" if by == RUN else "leave --run out"))
+
+
+def _target(pipeline: Pipeline, settings: Settings, run_id: str | None, answers: bool) -> Target:
+    """The run that is named, checked; else a new one. Raises :class:`ConfigurationError` where it does not exist. While
+    the database is away a name is taken as it is: spans of a run that is not there are parked, not lost."""
+    if not run_id:
+        run_id = str(uuid.uuid4())
+        return Target(run_id, made=True, numbers=begin_numbers(state_directory(settings), run_id))
+    if not answers:
+        return Target(run_id, made=False)
+    try:
+        return Target(pipeline.check_run(run_id)[0], made=False)
+    except RunNotFoundError as error:
+        if settings.on_missing_run != "create":
+            raise ConfigurationError(f"{error}; --on-missing-run create makes it") from None
+        return Target(run_id, made=True)
 
 
 def _resolved(command: Sequence[str]) -> list[str]:
@@ -127,7 +181,7 @@ def _check_database(pipeline: Pipeline) -> bool:
 
 
 def _environment(
-    settings: Settings, run_id: str, otlp_endpoint: str | None, no_instrument: str, verbose: bool, arguments: Sequence[str],
+    settings: Settings, target: Target, otlp_endpoint: str | None, no_instrument: str, verbose: bool, arguments: Sequence[str],
 ) -> dict[str, str]:
     """The program's environment: stock auto-instrumentation with our exporter; frameworks by :mod:`instrumentation`."""
     environment = dict(os.environ)
@@ -139,7 +193,7 @@ def _environment(
     environment.update({
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         AUTO: "program",
-        "OTEL_CMB_RUN_ID": run_id,
+        RUN: target.id,
         "OTEL_TRACES_EXPORTER": "cmb,otlp" if to_jaeger else "cmb",
         "OTEL_METRICS_EXPORTER": environment.get("OTEL_METRICS_EXPORTER", "none"),
         "OTEL_LOGS_EXPORTER": environment.get("OTEL_LOGS_EXPORTER", "none"),
@@ -150,8 +204,12 @@ def _environment(
         "OTEL_EXPORTER_CMB_ON_MISSING_RUN": settings.on_missing_run,
         "OTEL_EXPORTER_CMB_RECORD": settings.record,
     })
-    for name in ("OTEL_CMB_SESSION_ID", "OTEL_CMB_NODE_ID", "OTEL_CMB_STEP_ID", "OTEL_CONFIG_FILE"):
-        environment.pop(name, None)  # they belong to another run
+    if os.environ.get(RUN) != target.id:
+        for name in ("OTEL_CMB_SESSION_ID", "OTEL_CMB_NODE_ID", "OTEL_CMB_STEP_ID", NUMBERS):
+            environment.pop(name, None)  # they belong to another run
+    environment.pop("OTEL_CONFIG_FILE", None)  # it says other exporters
+    if target.numbers:
+        environment[NUMBERS] = target.numbers
     if settings.schema:
         environment["OTEL_EXPORTER_CMB_SCHEMA"] = settings.schema
     defaults = {
@@ -265,39 +323,48 @@ def _progress(settings: Settings, run_id: str) -> Iterator[None]:
         sys.stderr.flush()
 
 
-def _finish(pipeline: Pipeline, settings: Settings, run_id: str, failure: str | None) -> None:
+def _finish(pipeline: Pipeline, settings: Settings, target: Target, failure: str | None) -> None:
     """Write what the program left in its journal, end the run, and say in one line what is stored."""
     patience = SETTLE_SECONDS
     try:
         pipeline.replay()
     except Exception as error:  # noqa: BLE001 - whatever it is, the spans stay in the journal and the summary says so
         patience = AWAY_SECONDS if classify(error).fault is Fault.OUTAGE else patience
-    pipeline.accept_command({
-        "do": "run_end", "id": run_id, "status": "failed" if failure else "completed", "error": failure,
-        "at": clock.now_ns()})
+    if target.made:
+        pipeline.accept_command({
+            "do": "run_end", "id": target.id, "status": "failed" if failure else "completed", "error": failure,
+            "at": clock.now_ns()})
     pipeline.flush(patience)
     left = pipeline.left_behind()
-    click.echo(_summary(settings, run_id, failure, left), err=True)
+    click.echo(_summary(settings, target, failure, left), err=True)
     pipeline.shutdown(1.0)
 
 
-def _summary(settings: Settings, run_id: str, failure: str | None, left: Mapping[str, int]) -> str:
+def _summary(settings: Settings, target: Target, failure: str | None, left: Mapping[str, int]) -> str:
     from otel_cmb.reader import open_reader
 
     where = safe_url(settings.database_url)
-    status = f"failed ({failure})" if failure else "completed"
+    next_step = f"otel-cmb show {target.id}"
     try:
         with open_reader(settings.database_url, schema=settings.schema) as reader:
-            counts = _counted(reader.run(run_id))
+            counts = f"{_counted(reader.run(target.id))} in {where}"
     except Exception as error:  # noqa: BLE001 - the summary of a database that is away
-        counts = f"the database cannot be read now ({classify(error).reason})"
-    parts = [f"otel-cmb: run {run_id} {status}: {counts} in {where}"]
+        next_step = "otel-cmb parked replay writes what is in the journal when it can be"
+        # What the driver said: what the reader made of it names the database once more.
+        why = "the run is not there yet" if isinstance(error, RunNotFoundError) else classify(error.__cause__ or error).reason
+        counts = f"{where} cannot be {'written' if isinstance(error, RunNotFoundError) else 'read'} now ({why})"
+    if target.made:
+        parts = [f"otel-cmb: run {target.id} {f'failed ({failure})' if failure else 'completed'}: {counts}"]
+    else:
+        parts = [f"otel-cmb: written into run {target.id}, in all {counts}"]
+        if failure:
+            parts.append(f"the program failed ({failure})")
     waiting = sum(left.values())
     if waiting:
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(left.items()))
         parts.append(f"{waiting} span{'s wait' if waiting > 1 else ' waits'} in the journal ({reasons}): otel-cmb parked list")
     else:
-        parts.append(f"otel-cmb show {run_id}")
+        parts.append(next_step)
     return "; ".join(parts)
 
 

@@ -19,11 +19,12 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 from otel_cmb._version import __version__
 from otel_cmb.instrumentation import threads
 from otel_cmb.instrumentation.ag2_agents import AGENT, HUMAN, LLM, MANUAL, TOOL, USAGE
-from otel_cmb.instrumentation.ag2_chats import AUTO, CHAT, CHATS, MESSAGE, RESUME, SELECT, forget_nodes
+from otel_cmb.instrumentation.ag2_chats import AUTO, CHAT, CHATS, MESSAGE, RESUME, SELECT
 from otel_cmb.instrumentation.ag2_code import BLOCKS, EXECUTOR, RUN_CODE
 from otel_cmb.instrumentation.ag2_native import quieten
 from otel_cmb.instrumentation.ag2_patch import Call, Hook, Hooks, Patcher, handle_internal_errors
 from otel_cmb.instrumentation.ag2_state import use_tracer
+from otel_cmb.instrumentation.chat_names import forget_names
 
 __all__ = ["AG2Instrumentor"]
 
@@ -82,7 +83,7 @@ class AG2Instrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._patcher.restore()
         threads.uninstrument()
         use_tracer(None)
-        forget_nodes()
+        forget_names()
 
     def _patch(self, _module: Any) -> None:
         patcher = self._patcher

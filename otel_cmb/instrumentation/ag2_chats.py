@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
 from collections.abc import Mapping
 from contextvars import Token
 from typing import Any
@@ -24,35 +21,13 @@ from otel_cmb.instrumentation.ag2_state import (
     message_text,
     values,
 )
+from otel_cmb.instrumentation.chat_names import next_name
 
-__all__ = ["AUTO", "CHAT", "CHATS", "MESSAGE", "RESUME", "SELECT", "forget_nodes"]
+__all__ = ["AUTO", "CHAT", "CHATS", "MESSAGE", "RESUME", "SELECT"]
 
 MANAGER = "GroupChatManager"
 QUIET_KEY = create_key("otel_cmb-ag2-quiet")
 SENDER_KEY = create_key("otel_cmb-ag2-sender")
-
-_lock = threading.Lock()
-_chats: dict[tuple[str | None, int], int] = {}
-_home = os.getpid()
-
-
-def forget_nodes() -> None:
-    """Count the top-level chats from 1 again."""
-    with _lock:
-        _chats.clear()
-
-
-def _next_node() -> str:
-    """`chat_1`, `chat_2`, ...; `chat_4711_1`, ... in process 4711 that a program forked or spawned: it has the same run."""
-    run_id, process = context.current().run_id, os.getpid()
-    with _lock:
-        _chats[run_id, process] = number = _chats.get((run_id, process), 0) + 1
-    return f"chat_{process}_{number}" if _is_child(process) else f"chat_{number}"
-
-
-def _is_child(process: int) -> bool:
-    started = sys.modules.get("multiprocessing.process")
-    return process != _home or (started is not None and started.parent_process() is not None)
 
 
 # A chat: initiate_chat(recipient, ...); several: initiate_chats(chat_queue).
@@ -77,7 +52,7 @@ def begin_chat(initiator: Any, call: Call) -> Act | None:
     block.values[CHAT_KEY] = True
     node = None
     if not get_value(CHAT_KEY) and context.current().node_id is None:
-        node = context.node(_next_node(), node_type="agent", agent=to)
+        node = context.node(next_name(), node_type="agent", agent=to)
         node.__enter__()
     try:
         return Chat(block.start(), node)
