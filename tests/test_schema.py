@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 import sqlalchemy as sa
@@ -18,9 +21,12 @@ from otel_cmb import config, dialects, migrations, schema
 
 @pytest.fixture
 def migrated(database_url):
-    settings = config.load(database_url=database_url)
-    engine = dialects.make_engine(settings)
-    assert migrations.upgrade(engine, settings) == migrations.HEAD
+    """Through every migration."""
+    engine = dialects.make_engine(config.load(database_url=database_url))
+    with engine.connect() as connection:
+        dialects.begin_write(connection)
+        migrations._run_alembic(connection)
+        connection.commit()
     yield engine
     engine.dispose()
 
@@ -54,22 +60,40 @@ def describe(engine):
             inspector.get_pk_constraint(name)["constrained_columns"],
             items(inspector.get_foreign_keys(name)), items(inspector.get_indexes(name)),
         )
-        for name in inspector.get_table_names() if name != schema.VERSION_TABLE
+        for name in inspector.get_table_names()
     }
 
 
 def test_migrated_and_made_at_once_are_the_same(migrated, tmp_path, postgresql_server):
-    if migrated.dialect.name == "sqlite":
-        made = sa.create_engine(f"sqlite:///{tmp_path}/made.db")
-        schema.metadata.create_all(made)
+    """A new database is made without Alembic; one made by Alembic, now or a release ago, must be no other."""
+    with contextlib.ExitStack() as stack:
+        if migrated.dialect.name == "sqlite":
+            url = f"sqlite:///{tmp_path}/made.db"
+        else:
+            url = stack.enter_context(postgresql_server.database())
+        settings = config.load(database_url=url)
+        made = dialects.make_engine(settings)
+        stack.callback(made.dispose)
+        assert migrations.upgrade(made, settings) == migrations.HEAD
         assert describe(made) == describe(migrated)
-    else:
-        with postgresql_server.database() as url:
-            made = sa.create_engine(url)
-            schema.metadata.create_all(made)
-            assert describe(made) == describe(migrated)
-            made.dispose()
-    made.dispose()
+        versions = f"SELECT version_num FROM {schema.VERSION_TABLE}"
+        with made.connect() as new, migrated.connect() as old:
+            assert new.exec_driver_sql(versions).all() == old.exec_driver_sql(versions).all() == [(migrations.HEAD,)]
+            if migrated.dialect.name == "sqlite":
+                indexes = "SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'index' ORDER BY name"
+                assert new.exec_driver_sql(indexes).all() == old.exec_driver_sql(indexes).all()
+
+
+def test_a_new_database_needs_no_alembic(tmp_path):
+    """It is ten megabytes in every program that writes to a new file."""
+    program = f"""
+import sys
+from otel_cmb import config, dialects, migrations
+settings = config.load(database_url="sqlite:///{tmp_path}/new.db")
+assert migrations.upgrade(dialects.make_engine(settings), settings) == migrations.HEAD
+assert "alembic" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_the_undo_leaves_nothing(migrated):

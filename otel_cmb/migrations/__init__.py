@@ -1,4 +1,5 @@
-"""The owned schema's history: Alembic, run from inside the package, no `alembic.ini` needed.
+"""The owned schema: made at once where there is nothing, brought up to date by Alembic from inside the package (no
+`alembic.ini` needed) where there is an older one.
 
 Only a database without tables of the application's names is ever touched. The whole upgrade is one transaction on both
 dialects, and processes that come at the same time wait for the first.
@@ -9,13 +10,13 @@ from __future__ import annotations
 import threading
 import time
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Column, Connection, Engine, MetaData, PrimaryKeyConstraint, String, Table
 from sqlalchemy.exc import DBAPIError
 
 from otel_cmb.config import Settings
 from otel_cmb.dialects import SQLITE, Fault, begin_write, classify, lock_mode, qualified, schema_identifier
 from otel_cmb.errors import SchemaError
-from otel_cmb.schema import APPLICATION_TABLES, VERSION_TABLE
+from otel_cmb.schema import APPLICATION_TABLES, VERSION_TABLE, metadata
 
 __all__ = ["HEAD", "current", "make_schema", "table_names", "upgrade"]
 
@@ -25,6 +26,10 @@ HEAD = "0001"
 KNOWN = ("0001",)
 
 ATTEMPTS = 5
+
+_version = Table(  # as Alembic makes it
+    VERSION_TABLE, MetaData(), Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"))
 
 _UPGRADE_KEY = 7021951342208138
 _alembic_lock = threading.Lock()  # Alembic's `context` and `op` are globals of the process
@@ -124,8 +129,18 @@ def _upgrade(connection: Connection, schema: str | None) -> None:
             f"tables not made by otel-cmb are in the way: {', '.join(sorted(in_the_way))}; use an empty database "
             "or another schema, or check whether otel-cmb can use them as they are with `otel-cmb db check`"
         )
-    _run_alembic(connection)
+    if revision is None:
+        _make_at_once(connection)
+    else:
+        _run_alembic(connection)
     connection.commit()
+
+
+def _make_at_once(connection: Connection) -> None:
+    """What the migrations come to, in an empty database: a new file costs a program neither Alembic's memory nor its time."""
+    metadata.create_all(connection, checkfirst=False)
+    _version.create(connection, checkfirst=False)
+    connection.execute(_version.insert(), {"version_num": HEAD})
 
 
 def _run_alembic(connection: Connection) -> None:
