@@ -23,7 +23,7 @@ from otel_cmb.trouble import Trouble
 
 __all__ = ["Intake", "parked_in"]
 
-FRESH = 1024
+FRESH, FRESH_OF_SERVER = 128, 2048
 """Most spans kept in memory besides their record, so that a writer that keeps up need not decode them."""
 
 NO_CONTENT_ABOVE = 0.85
@@ -47,6 +47,7 @@ class Intake:
         self._journal_made = journal_made
         self.run_id = run_id
         self._per_trace_runs = per_trace_runs
+        self._most_fresh = FRESH_OF_SERVER if per_trace_runs else FRESH
         self._pid = os.getpid()
         self._redactor = Redactor() if settings.redact else None
         self.reset()
@@ -154,7 +155,7 @@ class Intake:
             self.appending = True  # one came between the last look and the mark
 
     def _remember(self, last: int, spans: Sequence[Span]) -> None:
-        if len(self._fresh) + len(spans) > FRESH:
+        if len(self._fresh) + len(spans) > self._most_fresh:
             if next(iter(self._fresh), last) > self._ledger.done_seq:
                 return
             self._fresh.clear()  # somebody else wrote them

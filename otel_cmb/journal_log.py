@@ -25,6 +25,8 @@ HEADER = struct.Struct("<4sQII")
 SEGMENT_BYTES = 8 * 1024 * 1024
 MAX_RECORD = 256 * 1024 * 1024
 READ_BYTES = 8 * 1024 * 1024
+CHUNK_BYTES = 512 * 1024
+"""Read at once: about a batch of usual spans, so that a long backlog is not read many times over."""
 
 
 class Log:
@@ -163,7 +165,7 @@ class Log:
             if offset >= stop:
                 self._read = (segment + 1, 0)
                 continue
-            chunk = self._pread(segment, offset, min(stop - offset, max(65536, max_bytes - taken)))
+            chunk = self._pread(segment, offset, min(stop - offset, CHUNK_BYTES))
             found, consumed = self._parse(chunk, segment, offset, stop, limit - len(records))
             if consumed == 0:
                 consumed = stop - offset  # unreadable
