@@ -37,7 +37,8 @@ class Placing:
         self._known = known
         self._links = links
         self._owned = owned
-        self._per_trace_runs = per_trace_runs
+        self.per_trace = per_trace_runs
+        """Runs may be made for traces here: by this process's doors, or for the journal of one that is gone."""
         self._nodes: dict[tuple[str, str], str] = {}
         self._steps: dict[tuple[str, str], str] = {}
         self.anonymous: set[str] = set()
@@ -50,7 +51,16 @@ class Placing:
 
     def nobody_named(self, run_id: str, span: Span) -> bool:
         """Whether this is an automatic run: the process's own, or the one that any server makes for the span's trace."""
-        return run_id in self.anonymous or (self._per_trace_runs and self._owned and run_id == _run_of_trace(span))
+        return run_id in self.anonymous or self.made_for_trace(run_id, span)
+
+    def made_for_trace(self, run_id: str, span: Span) -> bool:
+        """Whether this is the run that any server makes for the span's trace; it ends with the trace's root."""
+        return self._owned and self._per_trace(span) and run_id == _run_of_trace(span)
+
+    def _per_trace(self, span: Span) -> bool:
+        """Whether the span came through a door that makes runs per trace, whoever writes it now: a process stamps its own
+        run on what it journals, and may finish the journal of a receiver that died, or the other way round."""
+        return span.stamp.automatic_run_id is None
 
     def candidates(self, items: Sequence[Item]) -> set[str]:
         """Every run these items can turn out to belong to, as far as that is known before asking the database."""
@@ -59,7 +69,7 @@ class Placing:
             if item.span is not None:
                 run_id = mapper.named_run(item.span)
                 if run_id is None:
-                    run_id = _run_of_trace(item.span) if self._per_trace_runs else item.span.stamp.automatic_run_id
+                    run_id = item.span.stamp.automatic_run_id or _run_of_trace(item.span)
             elif item.command is not None:
                 run_id = item.command.get("run") or item.command.get("automatic")
                 if item.command["do"] in ("run_start", "run_end"):
@@ -114,7 +124,8 @@ class Placing:
             assert span is not None
             run_id = of_trace.get(span.trace_id)
             if run_id is None and self._owned:
-                if self._per_trace_runs:
+                if self._per_trace(span):
+                    self.per_trace = True
                     if item.settle or span.trace_id in roots:
                         run_id = of_trace[span.trace_id] = _run_of_trace(span)
                 else:
@@ -123,7 +134,7 @@ class Placing:
                         self.anonymous.add(run_id)
             if run_id is not None:
                 stamp.run_id = run_id
-            elif self._per_trace_runs and not item.settle:
+            elif self._per_trace(span) and not item.settle:
                 item.outcome = Outcome(DEFERRED, UNSETTLED)
             else:
                 item.outcome = Outcome(

@@ -427,12 +427,12 @@ class Store:
                             self._enriched.clear()
                         self._enriched.add((event.run_id, column))
                         self._workflow.enrich_run(connection, event.run_id, column, str(value))
-            if self.per_trace_runs:
+            if self._placing.per_trace:
                 for facts in change.trace.facts.values():
                     span, run_id = facts.span, facts.span.stamp.run_id
                     if run_id is None or run_id in ended or span.parent_span_id or span.end_ns is None:
                         continue
-                    if self._placing.nobody_named(run_id, span):
+                    if self._placing.made_for_trace(run_id, span):
                         ended.add(run_id)  # once: a trace may have thousands of roots, and the first one's end counts
                         self._workflow.end_run(
                             connection, run_id, status="failed" if span.status_code == 2 else "completed",

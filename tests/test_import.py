@@ -8,6 +8,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from typing import Any
 import orjson
 import pytest
 from click.testing import CliRunner
+from commands import Shell
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from receiver_support import TRACE, FakePipeline, make_request, make_span, running
+from support.proxy import Proxy
 
 from otel_cmb import otlp
 from otel_cmb.cli import cli
@@ -266,6 +269,33 @@ def test_what_is_parked_is_in_a_table_with_what_to_do(cmb: CommandLine, tmp_path
     assert cmb.rows("SELECT count(*) FROM execution_events") == [(2,)]
     assert cmb("import", "a.jsonl", "--on-missing-run", "create").returncode == 0
     assert cmb.rows("SELECT count(*) FROM execution_events WHERE run_id = 'nowhere'") == [(1,)]
+
+
+def test_a_database_that_is_away_ends_an_import_soon_and_what_was_read_is_kept(
+    tmp_path: Path, cuttable_postgresql: tuple[str, Proxy],
+) -> None:
+    url, proxy = cuttable_postgresql
+    (tmp_path / "work").mkdir()
+    shell = Shell(tmp_path / "work")
+    (shell.directory / "a.jsonl").write_bytes(lines_of(agents(6)))
+    of_the_database = {"OTEL_EXPORTER_CMB_DATABASE_URL": url, "OTEL_EXPORTER_CMB_CONNECT_TIMEOUT": "1"}
+    proxy.cut()
+    began = time.monotonic()
+    done = shell.run("otel-cmb", "import", "a.jsonl", **of_the_database)
+    assert time.monotonic() - began < 25
+    assert done.returncode == 1
+    assert "6 spans read, 0 committed, 6 pending" in done.stdout
+    assert "6 spans are kept in the journal" in done.stdout
+    assert "`otel-cmb parked replay`" in done.stdout
+    new = shell.run("otel-cmb", "import", "--new-run", "a.jsonl", **of_the_database)
+    assert (new.returncode, new.stdout) == (1, "")
+    assert "nothing was imported" in new.stderr
+    proxy.restore()
+    replayed = shell.run("otel-cmb", "parked", "replay", **of_the_database)
+    assert replayed.returncode == 0, replayed.stdout + replayed.stderr
+    assert len(shell.events(url)) == 6
+    [run] = shell.runs(url)
+    assert (run.status, run.agent) == ("completed", "a1")
 
 
 def test_a_large_file_streams_in_little_memory(cmb: CommandLine, tmp_path: Path) -> None:

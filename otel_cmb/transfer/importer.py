@@ -16,7 +16,7 @@ import orjson
 from otel_cmb import clock
 from otel_cmb.accounting import Stats, Ticket
 from otel_cmb.config import Settings, safe_url
-from otel_cmb.errors import CMBError, ConfigurationError, JournalError
+from otel_cmb.errors import CMBError, ConfigurationError, DatabaseUnavailableError, JournalError
 from otel_cmb.event import STATUS_ERROR, Span, event_id
 from otel_cmb.otlp_clean import SpanContent
 from otel_cmb.otlp_files import read_chunks
@@ -29,6 +29,9 @@ MAX_OPEN = 4
 """Batches journaled but not yet answered: bounds the journal while a large file is read."""
 BATCH_WAIT = 120.0
 FLUSH_WAIT = 600.0
+"""Longest wait at the end for a database that takes what it is given."""
+AWAY_WAIT = 4.0
+"""The same for one that takes nothing: all is in the journal, and waiting brings nothing."""
 KNOWN_PROBES = 200
 """Spans that are looked up to find out whether a file was imported before."""
 MAX_TRACES = 100_000
@@ -96,8 +99,8 @@ class ImportReport:
         if self.stats.pending:
             why = f" ({self.stats.last_error})" if self.stats.last_error else ""
             lines.append(
-                f"{self.stats.pending} spans are kept in the journal, the database did not take them{why}; "
-                "later: `otel-cmb parked replay`"
+                f"{self.stats.pending} spans are kept in the journal, the database did not take them{why}; go on with "
+                "`otel-cmb parked replay` and the same database when it is back (importing again is harmless too)"
             )
         lines += [f"not read: {problem}" for problem in self.problems[:20]]
         if self.problem_count > 20:
@@ -140,6 +143,7 @@ class Importer:
         self._made_run = False
         self._failed_root = False
         self._last_ns = 0
+        self._away = False
         self.report = ImportReport(safe_url(settings.database_url))
         if run_id is not None:
             self._run_id = self._pipeline.check_run(run_id)[0]
@@ -226,6 +230,10 @@ class Importer:
 
         try:
             reader = open_reader(self._settings.database_url, schema=self._settings.schema)
+        except DatabaseUnavailableError as error:
+            raise DatabaseUnavailableError(
+                f"{error}. Whether a run has these spans already cannot be known now: nothing was imported"
+            ) from error
         except CMBError:
             return None  # no database or no tables yet: the pipeline makes them, or says what is wrong
         with reader:
@@ -252,16 +260,25 @@ class Importer:
         """Send what is left and wait until everything is committed or parked."""
         self._send(self._batch)
         self._batch = []
-        self._pipeline.flush(FLUSH_WAIT)
+        self._settle()
         if self._made_run and self._run_id is not None:
             self._pipeline.accept_command({
                 "do": "run_end", "id": self._run_id, "status": "failed" if self._failed_root else "completed",
                 "at": self._last_ns or clock.now_ns(),
             })
-            self._pipeline.flush(self._settings.shutdown_timeout)
+            if not self._away:
+                self._pipeline.flush(self._settings.shutdown_timeout)
         self.report.stats = self._pipeline.stats()
         return self.report
 
+    def _settle(self) -> None:
+        """Wait until everything is committed or parked, or the database has taken nothing for a while."""
+        end, since = clock.monotonic() + FLUSH_WAIT, None
+        while not self._pipeline.flush(0.5) and not self._away:
+            now = clock.monotonic()
+            since = (since or now) if self._pipeline.stats().last_error else None
+            self._away = now >= end or (since is not None and now >= since + AWAY_WAIT)
+
     def close(self) -> None:
         """What could not be written stays in the journal."""
-        self._pipeline.shutdown()
+        self._pipeline.shutdown(0.5 if self._away else None)
