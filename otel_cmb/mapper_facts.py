@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from otel_cmb.event import Link, Span, Stamp
+from otel_cmb.event import STATUS_ERROR, Link, Span, Stamp
 from otel_cmb.vocabulary.base import NEVER, PLAIN
 
 __all__ = ["Facts", "from_skeleton", "is_event", "named", "named_run", "placed", "skeleton"]
@@ -106,6 +106,8 @@ def skeleton(facts: Facts) -> dict[str, Any]:
     body.update((key, value) for key, value in more.items() if value is not None)
     if span.died:
         body["d"] = True
+    if span.status_code == STATUS_ERROR:
+        body["f"] = True
     links = [[link.trace_id, link.span_id] for link in span.links[:8]]
     if links:
         body["l"] = links
@@ -118,6 +120,6 @@ def from_skeleton(body: Mapping[str, Any]) -> Facts:
         body["t"], body["s"], body["n"], body["a"], body.get("e"), body.get("p"),
         links=[Link(trace_id, span_id) for trace_id, span_id in body.get("l", ())],
         stamp=Stamp(run_id=body.get("r"), parent_event_id=body.get("pe")),
-        died=body.get("d", False),
+        status_code=STATUS_ERROR if body.get("f") else 0, died=body.get("d", False),
     )  # fmt: skip
     return Facts(body["id"], span, body["k"], agent=body.get("g"), bare=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -43,6 +43,8 @@ class Placing:
         self._steps: dict[tuple[str, str], str] = {}
         self.anonymous: set[str] = set()
         """The processes' own runs, which nobody named."""
+        self._planned: dict[str, tuple[RunRow, int]] = {}
+        """Runs of traces that are not in the database yet, and when they started: see :meth:`make`."""
 
     def forget(self) -> None:
         """The transaction failed, or the database may be another."""
@@ -81,7 +83,9 @@ class Placing:
         return found
 
     def place(self, connection: Connection, items: Sequence[Item]) -> dict[int, Place]:
-        """The run of every span, found, checked or made; items without one get their outcome here."""
+        """The run of every span, found, checked or made; items without one get their outcome here. A trace's own run is only
+        planned: :meth:`make` makes it."""
+        self._planned.clear()
         named: dict[int, Stamp] = {}
         of_trace: dict[str, str] = {}
         for item in items:
@@ -148,11 +152,25 @@ class Placing:
         own = self.nobody_named(stamp.run_id, item.span)
         if own or self._settings.on_missing_run == "create":
             session = item.span.stamp.bound_session_id or stamp.session_id
+            if own and stamp.run_id not in self.anonymous:
+                run = RunRow(stamp.run_id, self._workflow.session_id(connection, session, exact=True))
+                self._planned[run.id] = (run, item.span.start_ns)
+                return run
             meta = {"automatic": True} if own else None
             return self._workflow.create_run(
                 connection, stamp.run_id, session=session, started_ns=item.span.start_ns, meta=meta, exact_session=True)
         item.outcome = Outcome(PARKED, RUN_NOT_FOUND, missing_run(stamp.run_id, self._settings), stamp.run_id)
         return None
+
+    def make(self, connection: Connection, events: Iterable[Event]) -> None:
+        """Make the planned runs that these events belong to. A trace without any event gets no run: a service that is asked
+        for its health every second would fill the list of runs."""
+        for event in events:
+            run, started_ns = self._planned.pop(event.run_id or "", (None, 0))
+            if run is not None:
+                self._workflow.create_run(
+                    connection, run.id, session=run.session_id, started_ns=started_ns, meta={"automatic": True},
+                    exact_session=True)
 
     @staticmethod
     def _session_refusal(span: Span, stamp: Stamp, run: RunRow) -> Outcome | None:

@@ -227,6 +227,7 @@ class Store:
         missing = touched - set(self._run_rows)
         if missing:
             self._run_rows.update(self._workflow.find_runs(connection, missing))
+        self._placing.make(connection, (event for change in changes for event in change.after.values()))
         return changes, set() if connection.dialect.name == SQLITE else touched - held
 
     def _admit(
@@ -427,7 +428,7 @@ class Store:
                             self._enriched.clear()
                         self._enriched.add((event.run_id, column))
                         self._workflow.enrich_run(connection, event.run_id, column, str(value))
-            if self._placing.per_trace:
+            if self._placing.per_trace and change.after:
                 for facts in change.trace.facts.values():
                     span, run_id = facts.span, facts.span.stamp.run_id
                     if run_id is None or run_id in ended or span.parent_span_id or span.end_ns is None:

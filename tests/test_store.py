@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from fault_support import BASE_NS, agent_span, check_orders, events, ids_of, query
 
 from otel_cmb import config
-from otel_cmb.event import Span, event_id
+from otel_cmb.event import Resource, Span, event_id
 from otel_cmb.store import Item, Store
 
 RUN = "run-1"
@@ -243,3 +243,25 @@ def test_a_trace_of_many_roots_asks_for_the_end_of_its_run_once_a_batch(database
         store.close()
     assert len(asked) == 2
     assert query(database_url, "SELECT status, count(*) FROM workflow_runs GROUP BY status") == [("completed", 1)]
+
+
+def test_a_trace_without_any_event_gets_no_run_and_its_root_still_ends_the_run_of_a_late_child(
+    database_url: str, state_dir: Path,
+) -> None:
+    """A service that is asked for its health would fill the list of runs. Another store: nothing is in memory."""
+    settings = config.load(database_url=database_url, state_dir=str(state_dir))
+    roots = [
+        Span(f"{n:032x}", f"{n:016x}", "GET /", BASE_NS, BASE_NS + 2_000_000_000, status_code=n % 3, resource=Resource({"service.name": "s"}))
+        for n in (1, 2, 3)]
+    stores = [Store(settings, str(state_dir), per_trace_runs=True) for _ in range(2)]
+    try:
+        assert write(stores[0], *roots) == ["ignored"] * 3
+        assert query(database_url, "SELECT count(*) FROM workflow_runs") == [(0,)]
+        assert write(stores[1], agent_span(1, 11, parent=1), agent_span(2, 12, parent=2)) == ["committed"] * 2
+        assert write(stores[0], *roots) == ["merged"] * 3
+    finally:
+        for store in stores:
+            store.close()
+    ended = query(database_url, "SELECT e.id, r.status FROM execution_events e JOIN workflow_runs r ON r.id = e.run_id ORDER BY r.status")
+    assert ended == [(event_id(f"{1:032x}", f"{11:016x}"), "completed"), (event_id(f"{2:032x}", f"{12:016x}"), "failed")]
+    assert query(database_url, "SELECT count(*) FROM workflow_runs WHERE completed_at IS NOT NULL") == [(2,)]
