@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from support import forked
+
 from otel_cmb import open_reader
 
 ROOT = Path(__file__).parent.parent
@@ -69,9 +71,19 @@ class Shell:
         return path
 
     def run(self, *command: object, timeout: float = 60, **environment: str | None) -> subprocess.CompletedProcess[str]:
+        """Run to the end, in a process of its own. `otel-cmb` itself is forked off one that has its imports (`support.forked`);
+        what it starts is not."""
+        words = [str(word) for word in command]
+        if words[0] == "otel-cmb":
+            return forked.run(words, self.directory, self.environment(**environment), timeout)
         return subprocess.run(
-            [str(word) for word in command], cwd=self.directory, env=self.environment(**environment), capture_output=True,
-            text=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL)
+            words, cwd=self.directory, env=self.environment(**environment), capture_output=True, text=True, timeout=timeout,
+            check=False, stdin=subprocess.DEVNULL)
+
+    def prepare(self, name: str = "program.py", **environment: str | None) -> None:
+        """Run a program for what it leaves, where its start is of no matter."""
+        done = forked.run(["python", name], self.directory, self.environment(**environment), 60)
+        assert done.returncode == 0, done.stderr
 
     def start(self, *command: object, **environment: str | None) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -61,10 +61,17 @@ def postgresql_server() -> Iterator[postgres.Server]:
     server.close()
 
 
+@pytest.fixture(scope="session")
+def postgresql_databases(postgresql_server: postgres.Server) -> Iterator[postgres.Databases]:
+    databases = postgres.Databases(postgresql_server)
+    yield databases
+    databases.close()
+
+
 @pytest.fixture
-def postgresql_url(postgresql_server: postgres.Server) -> Iterator[str]:
+def postgresql_url(postgresql_databases: postgres.Databases) -> Iterator[str]:
     """A fresh, empty PostgreSQL database (driver psycopg)."""
-    with postgresql_server.database() as url:
+    with postgresql_databases.database() as url:
         yield postgres.text(url)
 
 
@@ -75,9 +82,8 @@ def database_url(request: pytest.FixtureRequest) -> str:
     return url
 
 
-@pytest.fixture
-def private_postgresql() -> Iterator[postgres.Server]:
-    """A PostgreSQL of this test alone, to be stopped and started."""
+@pytest.fixture(scope="session")
+def _private_server() -> Iterator[postgres.Server]:
     try:
         server = postgres.Server.embedded()
     except ImportError as error:
@@ -88,11 +94,19 @@ def private_postgresql() -> Iterator[postgres.Server]:
 
 
 @pytest.fixture
-def cuttable_postgresql(postgresql_server: postgres.Server) -> Iterator[tuple[str, Proxy]]:
+def private_postgresql(_private_server: postgres.Server) -> Iterator[postgres.Server]:
+    """A server that no other test uses meanwhile, to be stopped and started; its URL is that of a fresh database."""
+    with _private_server.database() as url:
+        yield _private_server.at(url)
+        _private_server.start()
+
+
+@pytest.fixture
+def cuttable_postgresql(postgresql_databases: postgres.Databases) -> Iterator[tuple[str, Proxy]]:
     """A fresh database behind a proxy: its URL, and the proxy to cut, freeze and restore."""
-    server = postgresql_server
+    server = postgresql_databases.server
     target = server.socket_path or (server.url.host or "127.0.0.1", server.url.port or 5432)
-    with server.database() as url, Proxy(target) as proxy:
+    with postgresql_databases.database() as url, Proxy(target) as proxy:
         query = {name: value for name, value in url.query.items() if name != "host"}
         yield postgres.text(url.set(host="127.0.0.1", port=proxy.port, query=query)), proxy
 
@@ -115,9 +129,11 @@ def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
 
 
 @pytest.fixture
-def no_leaks() -> Iterator[None]:
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails if the test leaves a thread or an open file, socket or connection behind. Name it first among a test's
     fixtures: those named after it are closed before it looks."""
+    if "postgresql" in request.node.name:
+        request.getfixturevalue("postgresql_databases")  # lasts longer than the test
     gc.collect()
     threads, descriptors = set(threading.enumerate()), _descriptors()
     yield

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from fault_support import wait_for
 from support import application_schema, postgres
 from support.application_schema import Shape
 
@@ -444,14 +446,15 @@ def test_connecting_in_vain_gives_one_clear_error(postgresql_server, opened, cha
 
 def test_a_wrong_password_is_told_as_such(private_postgresql, opened):
     server = private_postgresql
-    server.execute("ALTER ROLE postgres PASSWORD 'right'")
-    path = server.execute("SHOW hba_file")[0][0]
-    with open(path, "w") as file:
-        file.write("local all all scram-sha-256\n")
+    server.execute("CREATE ROLE guarded LOGIN PASSWORD 'right'")
+    rules = Path(server.execute("SHOW hba_file")[0][0])
+    rules.write_text(f"local all guarded scram-sha-256\n{rules.read_text()}")
+    [before] = server.execute("SELECT pg_conf_load_time()")
     server.execute("SELECT pg_reload_conf()")
+    wait_for(lambda: server.execute("SELECT pg_conf_load_time()") != [before])
     for driver in ("psycopg", "psycopg2"):
         with pytest.raises(ConfigurationError, match="refused the password") as caught:
-            opened(postgres.text(server.url.set(password="hidden-word"), driver))
+            opened(postgres.text(server.url.set(username="guarded", password="hidden-word"), driver))
         assert "hidden-word" not in str(caught.value)
 
 

@@ -33,8 +33,7 @@ def stored(shell: Shell) -> Shell:
                 with agent("engineer"):
                     pass
     """)
-    done = shell.run("python", "program.py")
-    assert done.returncode == 0, done.stderr
+    shell.prepare()
     return shell
 
 

@@ -25,8 +25,7 @@ def shell(tmp_path: Path) -> Shell:
 
 def make_run(shell: Shell, run_id: str) -> None:
     shell.program(f"import otel_cmb\notel_cmb.configure()\nwith otel_cmb.run(run_id={run_id!r}):\n    pass\n", "make.py")
-    done = shell.run("python", "make.py")
-    assert done.returncode == 0, done.stderr
+    shell.prepare("make.py")
 
 
 def park(shell: Shell, run_id: str, *names: str) -> None:

@@ -11,6 +11,8 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +61,10 @@ class Server:
         host = self.url.query.get("host")
         return f"{host}/.s.PGSQL.{self.url.port or 5432}" if isinstance(host, str) and host.startswith("/") else None
 
+    def at(self, url: URL) -> Server:
+        """The same server; what is not told otherwise is done in that database."""
+        return Server(url, self._embedded)
+
     def execute(self, *statements: str, database: str | None = None) -> list[tuple[object, ...]]:
         """Run statements outside of any transaction; the rows of the last one."""
         url = self.url.set(database=database) if database else self.url
@@ -70,15 +76,24 @@ class Server:
                 rows = [tuple(row) for row in result] if result.returns_rows else []
         return rows
 
-    @contextmanager
-    def database(self, template: str = "template1") -> Iterator[URL]:
-        """A fresh database, a clone of `template`; dropped at the end, whoever is still connected."""
+    def create(self) -> URL:
+        """A fresh database."""
         name = f"otel_cmb_test_{os.getpid()}_{next(_numbers)}"
-        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        self.execute(f'CREATE DATABASE "{name}"')
+        return self.url.set(database=name)
+
+    def drop(self, url: URL) -> None:
+        """Drop it, whoever is still connected."""
+        self.execute(f'DROP DATABASE IF EXISTS "{url.database}" WITH (FORCE)')
+
+    @contextmanager
+    def database(self) -> Iterator[URL]:
+        """A fresh database, dropped at the end."""
+        url = self.create()
         try:
-            yield self.url.set(database=name)
+            yield url
         finally:
-            self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+            self.drop(url)
 
     def stop(self) -> None:
         """Stop a private server the fast way: connections are cut, what was committed stays."""
@@ -93,6 +108,33 @@ class Server:
         if self._embedded is not None:
             self._embedded.cleanup()
             shutil.rmtree(self._embedded.pgdata.parent, ignore_errors=True)
+
+
+class Databases:
+    """Fresh databases without the wait: a thread makes the next ones and drops the used ones while a test runs."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self._worker = ThreadPoolExecutor(1, "databases")
+        self._made = deque(self._worker.submit(server.create) for _ in range(3))
+        self._dropped: list[Future[None]] = []
+
+    @contextmanager
+    def database(self) -> Iterator[URL]:
+        """A fresh database, dropped some time after the end."""
+        self._made.append(self._worker.submit(self.server.create))
+        url = self._made.popleft().result()
+        try:
+            yield url
+        finally:
+            self._dropped.append(self._worker.submit(self.server.drop, url))
+
+    def close(self) -> None:
+        """Drop what is left. Fails if any of them could not be dropped."""
+        self._dropped += [self._worker.submit(self.server.drop, made.result()) for made in self._made]
+        self._worker.shutdown()
+        for dropped in self._dropped:
+            dropped.result()
 
 
 def text(url: URL, driver: str = "psycopg") -> str:
