@@ -44,6 +44,9 @@ CHUNK = 500
 
 ATTEMPTS = 5
 
+SIDE_TABLES = {"files": "created_at", "messages": "timestamp"}
+"""What events made, and the column with its time."""
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 R = TypeVar("R")
@@ -117,6 +120,7 @@ def prune_events(
         pruned, total = Pruned(), work.count_own_events()
         if dry_run:
             pruned.events = total
+            pruned.files, pruned.messages = work.count_own_side_rows("files"), work.count_own_side_rows("messages")
             return pruned
         while found := work.delete_own_events():
             pruned.events += found["execution_events"]
@@ -254,17 +258,26 @@ class _Work:
         lock_runs(connection, {row[1] for row in rows}, self._tables["workflow_runs"])
         ids = [row[0] for row in rows]
         deleted: dict[str, int] = {}
-        for table, time_column in (("files", "created_at"), ("messages", "timestamp")):
+        for table in SIDE_TABLES:
             if table in self._tables:
-                ours = self._our_side_rows(table, time_column)
-                deleted[table] = self._delete(connection, self._tables[table], "event_id", ids, ours)
+                deleted[table] = self._delete(connection, self._tables[table], "event_id", ids, self._our_side_rows(table))
         deleted["execution_events"] = self._delete(connection, self._events, "id", ids)
         return deleted
 
-    def _our_side_rows(self, table: str, time_column: str) -> str:
+    def count_own_side_rows(self, table: str) -> int:
+        """How many files, or messages, go with the events that :meth:`count_own_events` counts."""
+        if table not in self._tables:
+            return 0
+        sql = (f"SELECT count(*) FROM {self._tables[table]} WHERE event_id IN (SELECT id {self._own()})"
+               f"{self._our_side_rows(table)}")
+        with self._engine.connect() as connection:
+            value = self._cutoff("execution_events", "timestamp")
+            return int(connection.exec_driver_sql(sql, (value,)).scalar() or 0)
+
+    def _our_side_rows(self, table: str) -> str:
         """Which rows with an event of ours are ours too; the application may have added others. Where it numbers the rows
         itself, ours are told by their time: it is their event's to the microsecond."""
-        columns = self._binding.tables[table].columns
+        columns, time_column = self._binding.tables[table].columns, SIDE_TABLES[table]
         if columns["id"].kind == "text":
             return f" AND {self._OUR_ID}"
         if time_column not in columns:

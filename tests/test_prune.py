@@ -216,7 +216,8 @@ def test_in_an_applications_database_only_our_events_go_and_only_on_request(atta
     assert done.returncode == 2
     assert "--events" in done.stderr
     assert len(attached.rows("execution_events")) == 7
-    assert prune(database_url, "--older-than", "90d", "--events", "--dry-run")["events"] == 3
+    would = prune(database_url, "--older-than", "90d", "--events", "--dry-run")
+    assert (would["events"], would["files"], would["messages"]) == (3, 1, 1)
     report = prune(database_url, "--older-than", "90d", "--events")
     assert (report["events"], report["files"], report["messages"]) == (3, 1, 1)
     left = attached.rows("execution_events", "execution_order")
@@ -235,6 +236,8 @@ def test_what_the_application_added_to_our_events_stays(attached, database_url):
         attached._insert(connection, "execution_events", id=str(uuid.uuid4()), run_id=oldest["run_id"],
                          session_id=oldest["session_id"], parent_event_id=oldest["id"], event_type="info",
                          execution_order=100, status="completed")
+    would = prune(database_url, "--older-than", "90d", "--events", "--dry-run")
+    assert (would["events"], would["files"], would["messages"]) == (3, 1, 1)
     report = prune(database_url, "--older-than", "90d", "--events")
     assert (report["events"], report["files"], report["messages"]) == (3, 1, 1)
     assert [row["event_id"] for row in attached.rows("files") if row["file_path"] == "theirs"] == [None]
