@@ -53,6 +53,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[s
     shutil.copytree(ROOT / "examples", directory / "examples", ignore=shutil.ignore_patterns("__pycache__", "*.db"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "CMBAGENT_", "COLUMNS"))}
     environment |= {"XDG_STATE_HOME": str(directory / "state"),
+                    "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none",  # no waiting for port 4317 of this machine
                     "PATH": str(BIN) + os.pathsep + environment.get("PATH", "")}
     printed = []
     for language, text in blocks("python", "bash"):

@@ -80,7 +80,7 @@ def test_a_run_that_exists_is_described(stored: Shell) -> None:
 def test_a_run_that_does_not_exist_says_which_are_near_and_what_waits_for_it(stored: Shell) -> None:
     stored.program("with agent('engineer'):\n    pass\n")
     stored.run("opentelemetry-instrument", "python", "program.py", OTEL_TRACES_EXPORTER="cmb", OTEL_CMB_RUN_ID="run-2",
-               OTEL_METRICS_EXPORTER="none", OTEL_LOGS_EXPORTER="none", OTEL_EXPORTER_CMB_SHUTDOWN_TIMEOUT="0.5")
+               OTEL_METRICS_EXPORTER="none", OTEL_LOGS_EXPORTER="none", OTEL_EXPORTER_CMB_SHUTDOWN_TIMEOUT="30")
     code, found = asked(stored, "run-2")
     assert code == 1
     assert found["run"]["exists"] is False

@@ -13,7 +13,9 @@ import pytest
 from commands import Shell, eventually
 
 PARKED = {"OTEL_TRACES_EXPORTER": "cmb", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none",
-          "OTEL_EXPORTER_CMB_SHUTDOWN_TIMEOUT": "5"}
+          "OTEL_EXPORTER_CMB_SHUTDOWN_TIMEOUT": "30"}
+AWAY = {"OTEL_EXPORTER_CMB_SHUTDOWN_TIMEOUT": "0.5", "OTEL_EXPORTER_CMB_EXPORT_TIMEOUT": "0.5"}
+"""Where the database cannot be reached anyway, its program ends soon."""
 
 
 @pytest.fixture
@@ -120,8 +122,7 @@ def test_replay_counts_what_waited_without_being_parked(shell: Shell) -> None:
     """)
     with contextlib.closing(sqlite3.connect(shell.database, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        shell.run("opentelemetry-instrument", "python", "program.py", **PARKED,
-                  OTEL_EXPORTER_CMB_BUSY_TIMEOUT="0.1", OTEL_EXPORTER_CMB_EXPORT_TIMEOUT="0.5")
+        shell.run("opentelemetry-instrument", "python", "program.py", **PARKED | AWAY, OTEL_EXPORTER_CMB_BUSY_TIMEOUT="0.1")
         other.execute("ROLLBACK")
     done = shell.run("otel-cmb", "parked", "replay")
     assert (done.returncode, done.stdout) == (0, "3 stored, 0 still parked\n")
@@ -155,7 +156,7 @@ def test_drop_asks_first_and_no_answer_is_no(shell: Shell) -> None:
 def test_replay_against_a_server_that_is_away_loses_nothing_and_says_so(shell: Shell) -> None:
     url = "postgresql://user:secret-word@127.0.0.1:1/agents"
     shell.program("with agent('engineer'):\n    pass\n")
-    shell.run("opentelemetry-instrument", "python", "program.py", OTEL_EXPORTER_CMB_DATABASE_URL=url, **PARKED)
+    shell.run("opentelemetry-instrument", "python", "program.py", OTEL_EXPORTER_CMB_DATABASE_URL=url, **PARKED | AWAY)
     done = shell.run("otel-cmb", "parked", "replay", "--database-url", url)
     assert done.returncode == 1
     assert "cannot be written now" in done.stderr
