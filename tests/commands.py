@@ -56,7 +56,8 @@ class Shell:
     def environment(self, **more: str | None) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items()
                 if not name.startswith(("OTEL_", "CMBAGENT_", "PYTHONPATH", "COLUMNS"))}
-        kept |= {"PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", "XDG_STATE_HOME": str(self.state)}
+        kept |= {"PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", "XDG_STATE_HOME": str(self.state),
+                 "OTEL_EXPORTER_CMB_SHUTDOWN_TIMEOUT": "30"}  # a busy machine may need longer than the default
         for name, value in more.items():
             if value is None:
                 kept.pop(name, None)

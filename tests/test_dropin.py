@@ -189,7 +189,7 @@ def test_an_unknown_run_is_parked_and_said_once_and_nothing_is_raised(shell: She
         print("went on")
     """)
     done = shell.run(*STOCK, OTEL_TRACES_EXPORTER="cmb", OTEL_CMB_RUN_ID="task_1768904279349_a64oayyk2",
-                     OTEL_EXPORTER_CMB_SHUTDOWN_TIMEOUT="1", **METRICS_AND_LOGS_OFF)
+                     **METRICS_AND_LOGS_OFF)
     assert (done.returncode, done.stdout) == (0, "went on\n")
     about = [line for line in done.stderr.splitlines() if "task_1768904279349_a64oayyk2" in line]
     assert len(about) == 1, done.stderr
@@ -215,7 +215,7 @@ def test_on_missing_run_decides(shell: Shell, policy: str) -> None:
 
 @pytest.mark.parametrize(("more", "said"), [
     ({"OTEL_EXPORTER_CMB_DATABASE_URL": "sqlite://"}, "in-memory SQLite"),
-    ({"OTEL_EXPORTER_CMB_DATABASE_URL": "sqlite:////nowhere/x.db"}, "/nowhere"),
+    ({"OTEL_EXPORTER_CMB_DATABASE_URL": "sqlite:////nowhere/x.db", "OTEL_EXPORTER_CMB_SHUTDOWN_TIMEOUT": "0.5"}, "/nowhere"),
     ({"OTEL_EXPORTER_CMB_BATCH_SIZE": "many"}, "OTEL_EXPORTER_CMB_BATCH_SIZE: found 'many'"),
 ])
 def test_a_wrong_setting_is_said_on_stderr_and_the_program_runs(shell: Shell, more: dict[str, str], said: str) -> None:
@@ -376,11 +376,10 @@ def test_the_entry_points_of_the_stock_tools_are_registered() -> None:
 
 def test_a_database_that_is_away_holds_the_end_of_the_program_up_once(shell: Shell) -> None:
     """Exporter, processor and exit all ask for the last commit; together they may wait `shutdown_timeout`, not each."""
-    shell.program("with agent('engineer'):\n    print('done')\n")
-    started = time.monotonic()
+    shell.program("with agent('engineer'):\n    pass\nimport time\nprint(time.time())\n")
     done = shell.run(*STOCK, OTEL_TRACES_EXPORTER="cmb", OTEL_EXPORTER_CMB_DATABASE_URL="postgresql://user@127.0.0.1:1/agents",
                      OTEL_EXPORTER_CMB_SHUTDOWN_TIMEOUT="4", **METRICS_AND_LOGS_OFF)
-    took = time.monotonic() - started
-    assert (done.returncode, done.stdout) == (0, "done\n")
+    took = time.time() - float(done.stdout)
+    assert done.returncode == 0
     assert "1 still in the journal" in done.stderr
-    assert took < 4 + 8, "four seconds, and what the interpreter needs to start and end on a busy machine"
+    assert took < 4 + 4, "four seconds, and what the interpreter needs to end on a busy machine"
