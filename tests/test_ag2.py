@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import gc
 import json
+import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 from ag2_programs.support import ScriptedServer, call, calls, failed, inputs, llm, meta, outputs, python, say
 from autogen import AssistantAgent, ConversableAgent, UserProxyAgent
 from autogen.coding import CodeBlock, CodeResult, LocalCommandLineCodeExecutor
 from opentelemetry import trace
+
+from otel_cmb.instrumentation.ag2 import AG2Instrumentor
 
 pytest_plugins = ["ag2_programs.fixtures"]
 
@@ -190,6 +196,36 @@ def test_human_input_also_where_it_is_overridden(recorded):
     assert first.attributes["gen_ai.agent.name"] == "human"
     assert recorded.agents() == Counter(engineer=2, human=2)
     assert recorded.nodes() == ["chat_1", "chat_2"]
+
+
+def test_human_input_of_one_agent_is_seen_and_the_program_cannot_tell(recorded):
+    """A program with a window of its own puts a function on the one agent a person is, or a mock in a test."""
+    asked = mock.Mock(return_value="exit")
+
+    async def wait(prompt, **kwargs):
+        return "exit"
+
+    with ScriptedServer([say("a"), say("b")]) as server:
+        engineer = AssistantAgent("engineer", llm_config=llm(server))
+        human = UserProxyAgent("human", human_input_mode="ALWAYS", code_execution_config=False)
+        human.get_human_input, human.a_get_human_input = asked, wait
+        human.initiate_chat(engineer, message="go")
+        asyncio.run(human.a_initiate_chat(engineer, message="go"))
+    asked.assert_called_once()
+    human.get_human_input.assert_called_once()
+    assert human.get_human_input == asked
+    assert copy.deepcopy(human.a_get_human_input) is copy.copy(human.a_get_human_input) is wait
+    first, second = recorded.of("approval_requested")
+    assert inputs(first)["prompt"].startswith("Replying as human")
+    assert outputs(first) == outputs(second) == {"response": "exit"}
+    assert {span.attributes["gen_ai.agent.name"] for span in (first, second)} == {"human"}
+    AG2Instrumentor().uninstrument()
+    assert human.get_human_input is asked
+    assert human.a_get_human_input is wait
+    gone = weakref.ref(human)
+    del human, engineer
+    gc.collect()
+    assert gone() is None
 
 
 def test_an_override_that_calls_its_base_answers_once(recorded):

@@ -1,7 +1,8 @@
 """Auto-instrumentation of AG2 0.x (package `autogen`): every agent, manager and executor, made before or after.
 
-Classes are patched, never objects, and `uninstrument()` puts every class back. Nothing is imported that the program
-does not import itself: a program without AG2 pays nothing.
+Classes are patched, and no objects but an agent whose function for human input the program has replaced;
+`uninstrument()` puts everything back. Nothing is imported that the program does not import itself: a program without AG2
+pays nothing.
 
 What is wrapped is the table below; `ag2_agents`, `ag2_chats` and `ag2_code` say what each hook records.
 """
@@ -96,7 +97,7 @@ class AG2Instrumentor(BaseInstrumentor):  # type: ignore[misc]
             patcher.wrap(_find(AGENT_CLASS), "__init__", Hook(self._cover))
 
     def _covering(self, hook: Hook[Any]) -> Hook[Any]:
-        if hook not in (AGENT, TOOL):
+        if hook not in (AGENT, TOOL, CHAT):
             return hook
 
         def begin(owner: Any, call: Call) -> Any:
@@ -110,6 +111,9 @@ class AG2Instrumentor(BaseInstrumentor):  # type: ignore[misc]
         executor = _find(EXECUTOR_CLASS)
         self._patcher.ensure(type(agent))
         self._patcher.refresh(executor)
+        with handle_internal_errors():
+            for name in ("get_human_input", "a_get_human_input"):  # a program that has a window puts its own on one agent
+                self._patcher.wrap_of_object(agent, name, HUMAN)
         if (found := getattr(agent, "_code_executor", None)) is not None:
             self._patcher.ensure(type(found), like=executor)
 

@@ -7,6 +7,7 @@ exceptions through. What goes wrong on our side is logged at most once a minute 
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import logging
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
+
+import wrapt  # type: ignore[import-untyped]
 
 from otel_cmb import clock
 
@@ -94,6 +97,23 @@ class Hook(Generic[A]):
 Hooks = Mapping[str, Hook[Any]]
 
 
+class _OfObject(wrapt.FunctionWrapper):  # type: ignore[misc]
+    """Stands for a function on one object, in every respect but the call. A copy or a pickle is the function itself."""
+
+    def __copy__(self) -> Any:
+        return self.__wrapped__
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.__wrapped__, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _itself, (self.__wrapped__,)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
 class Patcher:
     """The patches of one instrumentation."""
 
@@ -104,6 +124,7 @@ class Patcher:
         self._patched: list[tuple[Any, str, Any, Any]] = []
         self._seen: weakref.WeakSet[type] = weakref.WeakSet()
         self._ours: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
+        self._objects: list[tuple[weakref.ref[Any], str, _OfObject]] = []
 
     @property
     def patched(self) -> bool:
@@ -143,10 +164,41 @@ class Patcher:
             self._patched.append((owner, name, vars(owner)[name], value))
             setattr(owner, name, value)
 
+    def wrap_of_object(self, owner: Any, name: str, hook: Hook[Any]) -> None:
+        """Wrap what a program has put on one object in the place of a method: it is called without the object."""
+        given = getattr(owner, "__dict__", {}).get(name)
+        if not callable(given) or isinstance(given, _OfObject):
+            return
+        reference = weakref.ref(owner)  # an object and what is put on it must not keep each other alive
+        if inspect.iscoroutinefunction(given):
+            async def waiting(_owner: Any, /, *args: Any, **kwargs: Any) -> Any:
+                return await given(*args, **kwargs)
+
+            method = self._wrapper(waiting, hook)
+        else:
+            def calling(_owner: Any, /, *args: Any, **kwargs: Any) -> Any:
+                return given(*args, **kwargs)
+
+            method = self._wrapper(calling, hook)
+
+        def wrapper(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            found = reference()
+            return wrapped(*args, **kwargs) if found is None else method(found, *args, **kwargs)
+
+        ours = _OfObject(given, wrapper)
+        with self._lock:
+            self._objects = [entry for entry in self._objects if entry[0]() is not None]
+            self._objects.append((reference, name, ours))
+            setattr(owner, name, ours)
+
     def restore(self) -> None:
         """Everything as it was. What somebody else has put on top of ours stays, and passes through."""
         with self._lock:
             self.active = False
+            for reference, name, ours in self._objects:
+                if (found := reference()) is not None and vars(found).get(name) is ours:
+                    setattr(found, name, ours.__wrapped__)
+            self._objects.clear()
             for owner, name, original, ours in reversed(self._patched):
                 if vars(owner).get(name) is ours:
                     setattr(owner, name, original)
