@@ -200,7 +200,8 @@ class Drainer:
                 if not self._write_records(journal, records):
                     return False
                 if not journal.adopted and records[-1].seq >= end:
-                    self.urgent = self.urgent or journal.last_seq > records[-1].seq
+                    # a batch more has come: this is a burst, go on at once
+                    self.urgent = self.urgent or journal.last_seq - records[-1].seq >= self._settings.batch_size
                     break
             done = True
         finally:

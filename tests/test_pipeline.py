@@ -27,6 +27,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from support import application_schema
 
 from otel_cmb import clock
+from otel_cmb.draining import Drainer
 from otel_cmb.event import Stamp
 from otel_cmb.exporter import CMBSpanExporter
 from otel_cmb.journal import Journal, journals
@@ -302,6 +303,29 @@ def test_any_number_of_spans_from_within_one_append(sqlite_url: str, state_dir: 
         stats = lawful(processor.stats())
         assert stats.received == stats.committed == 1_502
     assert len(events(sqlite_url)) == 1_502
+
+
+def test_a_writer_nobody_waits_for_rests_longer_than_it_works(
+    sqlite_url: str, state_dir: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One trace of thousands of spans makes each step slow; the program must not pay for that with a core."""
+    steps = []
+    step = Drainer.guarded_step
+
+    def slow(self: Drainer) -> None:
+        steps.append(time.monotonic())
+        time.sleep(0.1)
+        step(self)
+
+    monkeypatch.setattr(Drainer, "guarded_step", slow)
+    with tracing(sqlite_url, state_dir) as (tracer, processor):
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            tracer.start_span("invoke_agent", attributes=AGENT).end()
+            time.sleep(0.005)
+        assert len([at for at in steps if at < until]) <= 10  # at once after each other they would be 19
+        assert processor.force_flush(20_000)
+        assert not processor.stats().pending
 
 
 def test_a_logging_handler_makes_spans(sqlite_url: str, state_dir: Path) -> None:
