@@ -50,7 +50,7 @@ def main() -> int:
     print(where, flush=True)
     begun = time.monotonic()
     for case in cases.CASES:
-        if (options.only and case.name not in options.only) or (case.full_only and not options.full):
+        if (options.only and case.name not in options.only) or (case.full_only and not (options.full or options.only)):
             continue
         with tempfile.TemporaryDirectory(prefix="otel-cmb-bench-") as directory:
             for row in case.run(Path(directory), options.rounds, options.full):
