@@ -242,6 +242,13 @@ def test_the_configurations_in_the_documentation_are_whole(number: int) -> None:
     named = {found["extensions"]["jaeger_query"]["storage"]["traces"]}
     named |= {exporter["trace_storage"] for exporter in found["exporters"].values() if exporter}
     assert named == storages
+    for backend in found["extensions"]["jaeger_storage"]["backends"].values():
+        assert set(backend.get("grpc", {})) <= {"endpoint", "tls"}  # max_recv_msg_size_mib is unknown before Jaeger v2.19
+    for exporter in found["exporters"].values():
+        queue = (exporter or {}).get("queue", {"num_consumers": 1, "queue_size": 1, "sizer": "requests"})
+        assert queue["num_consumers"] > 0  # Jaeger has no defaults for its queue, and does not start without them
+        assert queue["queue_size"] > 0
+        assert queue["sizer"] == "requests"
 
 
 # Servers and databases.
