@@ -62,11 +62,11 @@ def serving(app: Any) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(30)
         listener.close()
 
 
-def until(condition: Callable[[], Any], seconds: float = 10, what: str = "") -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60, what: str = "") -> Any:
     """The first true answer; fails after `seconds`."""
     end = time.monotonic() + seconds
     while True:
@@ -109,7 +109,7 @@ class Browser:
             options.add_argument(argument)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.page = webdriver.Chrome(options=options, service=Service(driver))
-        self.page.set_page_load_timeout(30)
+        self.page.set_page_load_timeout(60)
 
     def screen(self, width: int = 1400, height: int = 900, *, dark: bool = False) -> None:
         """Size and colours of the reader's screen."""

@@ -101,7 +101,7 @@ class Shell:
             return reader.events(run_id or reader.resolve("latest"))
 
 
-def eventually(condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:
+def eventually(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
     """The first true answer of the condition; what is not there yet (no file, no table) counts as false."""
     from otel_cmb.errors import CMBError
 

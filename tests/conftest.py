@@ -10,8 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support import postgres
 from support.proxy import Proxy
+
+settings.register_profile("any machine", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 _SERVER_URL = os.environ.get(postgres.URL_ENV)
 
@@ -137,7 +141,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     gc.collect()
     threads, descriptors = set(threading.enumerate()), _descriptors()
     yield
-    _wait_until(lambda: set(threading.enumerate()) <= threads and _descriptors().keys() <= descriptors.keys(), 3)
+    _wait_until(lambda: set(threading.enumerate()) <= threads and _descriptors().keys() <= descriptors.keys(), 20)
     left = [thread.name for thread in threading.enumerate() if thread not in threads]
     opened = {target for name, target in _descriptors().items() if name not in descriptors}
     assert not left, f"threads left behind: {left}"

@@ -106,7 +106,7 @@ def lawful(stats: Stats, *, lost: dict[str, int] | None = None) -> Stats:
     return stats
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 10.0, step: float = 0.02) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0, step: float = 0.02) -> Any:
     """The condition's first true value; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:

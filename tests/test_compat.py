@@ -134,7 +134,7 @@ def test_a_whole_conversation_is_read_back_by_the_application(work, manager):
 def test_what_runs_is_seen_running_and_one_row_is_completed(work, manager):
     app = work[0]
     call = manager.capture_agent_call("engineer", "a long task")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not events(app) and time.monotonic() < deadline:
         time.sleep(0.02)
     (row,) = events(app)
@@ -307,7 +307,7 @@ def test_an_open_transaction_of_the_caller_is_no_deadlock(work, monkeypatch):
         started = time.monotonic()
         captor.capture_agent_response("a", "b")
         captor.flush()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 9, "less than the default"
         db.commit()
         captor.close()
     assert len(events(app)) == 1

