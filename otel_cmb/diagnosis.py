@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from sqlalchemy import Connection, Engine, text
 from otel_cmb.accounting import Totals
 from otel_cmb.binding import Binding, bind
 from otel_cmb.config import Settings, safe_url
+from otel_cmb.diagnosis_open import DIED, LIVING, NOBODY, QUIET, THEIRS, Open, open_events, open_runs
 from otel_cmb.dialects import SQLITE, make_engine
 from otel_cmb.errors import CMBError, RunNotFoundError
 from otel_cmb.faults import classify
@@ -70,6 +72,7 @@ def diagnose(settings: Settings, run: str | None = None) -> Diagnosis:
             diagnosis.checks.append(Check("database", True, f"reachable, {binding.dialect}, its tables are {kind}",
                                           details={"owned": binding.owned}))
             diagnosis.checks += _database_checks(connection, binding)
+            diagnosis.checks += _open_checks(connection, binding, settings)
     except CMBError as error:
         diagnosis.checks.append(Check("database", False, str(error)))
     except Exception as error:  # noqa: BLE001 - whatever the driver says is the answer
@@ -108,11 +111,48 @@ _QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("session_differs", "events whose session is not their run's",
      "SELECT e.id FROM {execution_events} e JOIN {workflow_runs} r ON r.id = e.run_id WHERE e.session_id <> r.session_id",
      "the session of an event is that of its run"),
-    ("running", "events still running although their run has ended",
-     ("SELECT e.id FROM {execution_events} e JOIN {workflow_runs} r ON r.id = e.run_id "
-      "WHERE e.status = 'running' AND r.completed_at IS NOT NULL"),
-     "their process died: `otel-cmb parked replay` closes them"),
 )
+
+
+_REPLAY = "`otel-cmb parked replay`"
+_ELSEWHERE = (
+    "in no journal of this host: where their process ran on another host, or with another --state-dir, " + _REPLAY
+    + " there closes them; where its state directory is gone, nothing of ours will, but SQL does: ")
+_RUNNING = {
+    DIED: f"of a process that died: {_REPLAY} closes them",
+    LIVING: "of a living process: they end with what it does",
+    THEIRS: "of the application itself",
+    NOBODY: _ELSEWHERE + "UPDATE execution_events SET status = 'failed', error_message = 'process ended before the span did' "
+    "WHERE status = 'running' AND run_id = '...'. Keep the state directory where it outlives the process",
+}
+_EXECUTING = {
+    DIED: f"of a process that died: {_REPLAY} ends them",
+    QUIET: f"of a trace whose root never came: `otel-cmb serve` ends them after quiet_time, {_REPLAY} now",
+    NOBODY: _ELSEWHERE + "UPDATE workflow_runs SET status = 'failed', completed_at = CURRENT_TIMESTAMP WHERE id = '...'",
+}
+
+
+def _open_checks(connection: Connection, binding: Binding, settings: Settings) -> list[Check]:
+    """What goes on although it should have ended."""
+    if "workflow_runs" not in binding.tables:
+        return []
+    summaries = [read_only_summary(path) for path in journals(state_directory(settings))]
+    events = open_events(connection, binding, summaries)
+    runs = open_runs(connection, binding, settings, summaries)
+    runs.found.pop(LIVING, None)
+    return [
+        _open("running", "events still running although their run has ended", events, events.wrong, _RUNNING),
+        # a process on another host may be busy for hours without a span that ends: only what is sure is bad
+        _open("executing", "runs of otel-cmb that go on although nothing has come for an hour", runs,
+              bool(runs.found.keys() - {NOBODY}), _EXECUTING),
+    ]
+
+
+def _open(name: str, what: str, found: Open, wrong: bool, words: Mapping[str, str]) -> Check:
+    n, examples = len(found.all), found.all[:EXAMPLES]
+    answer = f"{what}: {n}" + (f", e.g. {', '.join(examples)}" if examples else "")
+    return Check(name, not wrong, answer, found.advice(words), {
+        "count": n, "examples": examples, "whose": {whose: len(rows) for whose, rows in found.found.items()}})
 
 
 def _count(connection: Connection, binding: Binding, name: str, what: str, sql: str, advice: str) -> Check:

@@ -26,7 +26,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from otel_cmb import journal_files
 from otel_cmb.errors import JournalError
@@ -239,15 +239,21 @@ class Summary:
     counts: dict[str, int]
     pending: int
     """Span records in the log that are not done yet."""
+    run_id: str = ""
+    """The automatic run of the process that made it."""
+    open: list[tuple[str, str]] = field(default_factory=list)
+    """Rows (kind, id) that go on as far as it knows."""
 
 
 def read_only_summary(path: str) -> Summary:
     """Look at a journal without taking or changing anything of it."""
-    summary = Summary(path, journal_files.is_owned(path), journal_files.owner_of(path)[0], [], {}, 0)
+    pid, run_id = journal_files.owner_of(path)
+    summary = Summary(path, journal_files.is_owned(path), pid, [], {}, 0, run_id)
     log = Log(path=path)
     state = State(path, log.unseek, look_only=True)
     with contextlib.suppress(sqlite3.DatabaseError):
         summary.parked, summary.counts = state.parked(), state.counts()
+        summary.open = [(kind, identifier) for kind, identifier, _ in state.opened_things()]
     try:
         log.seek(state.cursor())
         while batch := log.read(1024):

@@ -28,6 +28,8 @@ DEFAULT_SESSION = "default"
 APPLICATION_SESSION = "default_session"
 """Id of the session the application works in unless told otherwise (cmbagent, `database/session_manager.py`)."""
 DIED = "process ended before the run did"
+QUIET = "nothing had come for long"
+"""Why a run was ended without anybody saying so."""
 MADE_BY_US = "otel_cmb"
 
 
@@ -174,8 +176,11 @@ class Workflow:
             lock_runs(connection, [run_id], self.table("workflow_runs"))  # there was no row yet when the others were locked
         return self.find_runs(connection, [run_id])[run_id]
 
-    def end_run(self, connection: Connection, run_id: str, *, status: str, at_ns: int, error: str | None = None) -> None:
-        """End a run that has not ended. A later, surer word (the program's own end) replaces "the process died"."""
+    def end_run(
+        self, connection: Connection, run_id: str, *, status: str, at_ns: int, error: str | None = None, quiet: bool = False,
+    ) -> None:
+        """End a run that has not ended. A later, surer word (the program's own end) replaces "the process died", and that
+        nothing came any more (`quiet`)."""
         values: dict[str, Any] = {"status": status, "completed_at": at_ns}
         table, has_meta = self.table("workflow_runs"), self._has("workflow_runs", "meta")
         row = connection.exec_driver_sql(
@@ -183,11 +188,14 @@ class Workflow:
         if row is None:
             return
         meta = as_dict(row[1]) if has_meta else {}
-        if row[0] is not None and meta.get("error") != DIED:
+        if row[0] is not None and meta.get("error") != DIED and meta.get("ended") != QUIET:
             return
         meta.pop("error", None)
+        meta.pop("ended", None)
         if error:
             meta["error"] = error
+        if quiet:
+            meta["ended"] = QUIET
         if has_meta:
             values["meta"] = meta
         self.update(connection, "workflow_runs", {"id": run_id}, values)

@@ -15,10 +15,11 @@ from otel_cmb import config
 from otel_cmb.accounting import Totals
 from otel_cmb.cli.options import console_for_people, database_options, json_option
 from otel_cmb.config import safe_url
-from otel_cmb.errors import DatabaseUnavailableError
+from otel_cmb.errors import CMBError, DatabaseUnavailableError
 from otel_cmb.faults import Fault, classify
 from otel_cmb.journal import Parked, Progress, Summary, adoptable, journals, read_only_summary
 from otel_cmb.pipeline import RETRY_SIGNAL_FILE, get_pipeline, state_directory
+from otel_cmb.quiet_runs import end_quiet_runs
 
 state_dir_option = click.option("--state-dir", default=None, help="Directory of the journals.")
 
@@ -93,6 +94,8 @@ def replay(database_url: str | None, schema: str | None, state_dir: str | None, 
     try:
         with _bar(watching) as update:
             pipeline.replay(update)
+        with contextlib.suppress(CMBError):  # said above, or there is no database yet
+            end_quiet_runs(settings)
     except Exception as error:
         verdict = classify(error)
         if verdict.fault in (Fault.OUTAGE, Fault.MISCONFIGURED):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from otel_cmb.config import Settings, safe_url
+from otel_cmb.errors import CMBError
 from otel_cmb.receiver.house import House
 from otel_cmb.receiver.intake import MIB, Intake, Limits
 from otel_cmb.receiver.settings import Address, ServeSettings
@@ -23,6 +24,8 @@ from otel_cmb.receiver.tokens import TokenFile
 __all__ = ["Receiver", "serve"]
 
 _LOG = logging.getLogger("otel_cmb.receiver")
+QUIET_LOOK = 300.0
+"""Most seconds between two looks for runs that nobody will end."""
 
 
 class Receiver:
@@ -140,6 +143,19 @@ def _few_arenas() -> None:
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX, mallopt(3)
 
 
+def _end_quiet_runs(general: Settings) -> None:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from otel_cmb.quiet_runs import end_quiet_runs
+
+    try:
+        if ended := end_quiet_runs(general):
+            _LOG.info("nothing came for %.0f s, and no root of the trace: ended %d run(s), e.g. %s",
+                      general.quiet_time, len(ended), ended[0])
+    except (CMBError, SQLAlchemyError) as error:  # away, or not made yet: the next look will see
+        _LOG.debug("quiet runs were not looked for: %s", error)
+
+
 def serve(settings: ServeSettings, general: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain within the bound; a second signal ends the process at once.
 
@@ -169,6 +185,12 @@ def serve(settings: ServeSettings, general: Settings) -> None:
             _LOG.info("spans of earlier processes are in journals: %s", what)
         pipeline.accept([])  # starts the writer
 
+    async def end_quiet_runs() -> None:
+        """Runs of traces whose root never comes; one look costs a query."""
+        while general.quiet_time:
+            await asyncio.sleep(min(max(general.quiet_time / 4, 1.0), QUIET_LOOK))
+            await asyncio.to_thread(_end_quiet_runs, general)
+
     async def main() -> None:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
@@ -182,7 +204,11 @@ def serve(settings: ServeSettings, general: Settings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ask, number)
         loop.run_in_executor(None, look_back)
-        await receiver.run(stop, ready)
+        quiet = asyncio.create_task(end_quiet_runs())
+        try:
+            await receiver.run(stop, ready)
+        finally:
+            quiet.cancel()
 
     try:
         asyncio.run(main())

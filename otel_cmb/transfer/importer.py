@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -21,6 +22,7 @@ from otel_cmb.event import STATUS_ERROR, Span, event_id
 from otel_cmb.otlp_clean import SpanContent
 from otel_cmb.otlp_files import read_chunks
 from otel_cmb.pipeline import Pipeline, get_pipeline
+from otel_cmb.quiet_runs import end_quiet_runs
 
 __all__ = ["ImportReport", "Importer"]
 
@@ -268,6 +270,9 @@ class Importer:
             })
             if not self._away:
                 self._pipeline.flush(self._settings.shutdown_timeout)
+        if not self._away:
+            with contextlib.suppress(CMBError):
+                end_quiet_runs(self._settings)  # traces whose root is in no file
         self.report.stats = self._pipeline.stats()
         return self.report
 

@@ -1,0 +1,87 @@
+"""Runs that a receiver or an import made for a trace whose root never came: ended when nothing has come for long.
+
+A trace's own run ends with the trace's root. The root may stay away for good: it is exported elsewhere, sampled out, or its
+process was killed. Such a run is ended as of the last thing that is known of it: completed, or failed if something at its
+top has failed. A root that comes after all outranks that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine
+
+from otel_cmb import clock
+from otel_cmb.binding import Binding, bind
+from otel_cmb.config import Settings
+from otel_cmb.dialects import begin_write, clear_errors, lock_runs, make_engine, mark, timestamp, timestamp_ns
+from otel_cmb.values import as_dict
+from otel_cmb.workflow import Workflow
+
+__all__ = ["end_quiet_runs", "quiet_runs"]
+
+MOST = 1_000
+"""Most runs of one call."""
+
+# A trace's run has an id of version 8 (RFC 9562), like our events; all others have version 4, or a name.
+_OF_A_TRACE = "r.id LIKE '________-____-8___-____-____________'"
+
+R = TypeVar("R")
+
+
+def end_quiet_runs(settings: Settings) -> list[str]:
+    """End the runs of traces of an owned database that are quiet for `quiet_time` (0: none); which they were. Raises
+    :class:`~otel_cmb.errors.CMBError` where the database is away or not there."""
+    if not settings.quiet_time:
+        return []
+    found = _in_database(settings, quiet_runs, read_only=True)
+
+    def end(connection: Connection, binding: Binding) -> list[str]:
+        begin_write(connection)
+        lock_runs(connection, found, binding.tables["workflow_runs"].qualified)
+        ended = [run_id for run_id in quiet_runs(connection, binding, settings) if run_id in found]
+        for run_id in ended:
+            _end(connection, binding, run_id)
+        connection.commit()
+        return ended
+
+    return _in_database(settings, lambda connection, binding, _: end(connection, binding), read_only=False) if found else []
+
+
+def quiet_runs(connection: Connection, binding: Binding, settings: Settings) -> list[str]:
+    """The runs of traces that go on although nothing has come for `quiet_time`, oldest first."""
+    if not binding.owned or not settings.quiet_time:
+        return []
+    runs, events = binding.tables["workflow_runs"], binding.tables["execution_events"]
+    place = mark(binding.dialect)
+    before = clock.now_ns() - int(settings.quiet_time * 1_000_000_000)
+    rows = connection.exec_driver_sql(
+        f"SELECT r.id, r.meta FROM {runs.qualified} r WHERE r.status = 'executing' AND r.completed_at IS NULL "
+        f"AND {_OF_A_TRACE} AND r.started_at < {place} AND NOT EXISTS (SELECT 1 FROM {events.qualified} e "
+        f"WHERE e.run_id = r.id AND (e.status = 'running' OR coalesce(e.completed_at, e.started_at) >= {place})) "
+        f"ORDER BY r.started_at LIMIT {MOST}",
+        (timestamp(binding.dialect, runs.columns["started_at"].kind, before),
+         timestamp(binding.dialect, events.columns["completed_at"].kind, before)))
+    return [row[0] for row in rows if as_dict(row[1]).get("automatic")]
+
+
+def _end(connection: Connection, binding: Binding, run_id: str) -> None:
+    events, place = binding.tables["execution_events"].qualified, mark(binding.dialect)
+    last = connection.exec_driver_sql(
+        f"SELECT max(coalesce(e.completed_at, e.started_at)) FROM {events} e WHERE e.run_id = {place}", (run_id,)).scalar()
+    failed = connection.exec_driver_sql(
+        f"SELECT 1 FROM {events} e WHERE e.run_id = {place} AND e.depth = 0 AND e.status = 'failed' LIMIT 1",
+        (run_id,)).first()
+    Workflow(binding).end_run(
+        connection, run_id, status="failed" if failed else "completed",
+        at_ns=clock.now_ns() if last is None else timestamp_ns(last), quiet=True)
+
+
+def _in_database(settings: Settings, work: Callable[[Connection, Binding, Settings], R], *, read_only: bool) -> R:
+    engine: Engine = make_engine(settings, read_only=read_only)
+    try:
+        with clear_errors(engine), engine.connect() as connection:
+            return work(connection, bind(connection, settings, create=False, read_only=read_only), settings)
+    finally:
+        engine.dispose()
