@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from fault_support import wait_for
 from support import application_schema, postgres
 from support.application_schema import Shape
+from support.crowd import together
 
 from otel_cmb import binding, config, dialects, migrations
 from otel_cmb.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
@@ -93,39 +94,19 @@ import sys
 from otel_cmb import binding, config, dialects
 settings = config.load(database_url=sys.argv[1])
 engine = dialects.make_engine(settings)
-sys.stdin.readline()
 with dialects.connect(engine) as connection:
     print(binding.bind(connection, settings).owned)
 """
+FIRST_IMPORTS = ("otel_cmb.binding", "otel_cmb.migrations", "alembic.command", "psycopg", "sqlalchemy.dialects.postgresql")
 
 
 def test_many_processes_may_come_first(database_url):
-    children = [
-        subprocess.Popen([sys.executable, "-c", FIRST_USE, database_url], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                         stderr=subprocess.PIPE, text=True)
-        for _ in range(5)
-    ]
-    for child in children:
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    for child in children:
-        out, err = child.communicate(timeout=60)
-        assert out == "True\n", err
+    assert together(FIRST_USE, [[database_url]] * 5, imports=FIRST_IMPORTS) == ["True\n"] * 5
 
 
 def test_without_advisory_locks_many_may_come_first_too(postgresql_url, monkeypatch):
     monkeypatch.setenv(dialects.ROW_LOCK_ENV, "rows")
-    children = [
-        subprocess.Popen([sys.executable, "-c", FIRST_USE, postgresql_url], stdin=subprocess.PIPE,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
-        for _ in range(4)
-    ]
-    for child in children:
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    for child in children:
-        out, err = child.communicate(timeout=60)
-        assert out == "True\n", err
+    assert together(FIRST_USE, [[postgresql_url]] * 4, imports=FIRST_IMPORTS) == ["True\n"] * 4
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from fault_support import (
+    PROGRAMS,
     agent_span,
     check_orders,
     events,
@@ -22,11 +23,11 @@ from fault_support import (
     pipeline_of,
     query,
     run_program,
-    start_program,
     tracing,
     wait_for,
 )
 from support import application_schema, postgres
+from support.crowd import together
 from support.proxy import Proxy
 
 from otel_cmb import clock
@@ -466,11 +467,9 @@ def test_four_processes_write_one_run(database_url: str, state_dir: Path) -> Non
     with pipeline_of(database_url, state_dir) as pipeline:
         pipeline.accept_command({"do": "run_start", "id": "shared", "at": clock.now_ns()})
         assert pipeline.flush(10)
-    programs = [start_program("shared_run", database_url, state_dir / str(n % 2), n) for n in range(4)]
-    for program in programs:
-        out, err = program.communicate(timeout=60)
-        assert program.returncode == 0, err
-        assert out.split() == ["True", "60"], err
+    program = (PROGRAMS / "shared_run.py").read_text(encoding="utf-8")
+    for out in together(program, [(database_url, state_dir / str(n % 2), n) for n in range(4)]):
+        assert out.split() == ["True", "60"]
     rows = events(database_url)
     assert len(rows) == 240
     assert {row["run_id"] for row in rows.values()} == {"shared"}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -15,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 from support import application_schema, pgbouncer, postgres
 from support.application_schema import Shape
+from support.crowd import together
 
 from otel_cmb import binding, config, dialects, pipeline
 from otel_cmb.compat.cmbagent import EventCaptureManager
@@ -45,7 +44,6 @@ from otel_cmb.event import Span, Stamp
 url, state, shared, own, seed = sys.argv[1:]
 door = pipeline.get_pipeline(config.load(database_url=url, state_dir=state, on_missing_run="create", batch_size=16,
                                          shutdown_timeout=60))
-sys.stdin.readline()
 start = time.time_ns()
 for number in range(16):
     trace = uuid.uuid5(uuid.NAMESPACE_OID, f"{seed}/{number}").hex
@@ -75,19 +73,7 @@ def test_eight_processes_on_one_run_and_on_many(database_url, tmp_path, locks, m
             pytest.skip("SQLite has one writer anyway")
         monkeypatch.setenv(dialects.ROW_LOCK_ENV, "rows")
     shared = str(uuid.uuid4())
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, database_url, str(tmp_path / f"state-{number}"), shared, str(uuid.uuid4()),
-             f"{number}"],
-            stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
-        for number in range(8)
-    ]
-    for writer in writers:
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
-    for writer in writers:
-        _, err = writer.communicate(timeout=110)
-        assert writer.returncode == 0, err
+    together(WRITER, [(database_url, tmp_path / f"state-{number}", shared, uuid.uuid4(), number) for number in range(8)])
     events = rows_of(database_url, "SELECT id, run_id, parent_event_id, execution_order, depth FROM execution_events")
     assert len(events) == 8 * 16 * 7
     assert len({(run, order) for _, run, _, order, _ in events}) == len(events)
