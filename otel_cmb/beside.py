@@ -31,7 +31,7 @@ def prefix_of(trace_id: str) -> str:
 
 class Beside:
     """A SQLite file beside an attached database, shared by the processes of this host: skeletons of spans without a row,
-    and children in one trace that wait for their parent in another. Its trouble never delays a row."""
+    and children in one trace that hang below a parent in another, or wait for it. Its trouble never delays a row."""
 
     def __init__(self, directory: str):
         self._path = os.path.join(directory, "skeletons.db")
@@ -76,9 +76,10 @@ class Beside:
         for id_ in drop if self._memory else ():
             self._memory.pop(id_, None)
 
-    def wait(self, pairs: Sequence[tuple[str, str]]) -> None:
-        """Remember (parent, child): the parent is not in the database yet."""
-        if pairs and self._guarded(lambda: self._wait(pairs)) is None:
+    def wait(self, pairs: Sequence[tuple[str, str]], stale: Sequence[tuple[str, str]] = ()) -> None:
+        """Remember (parent, child): the child hangs, or will hang, below a parent in another trace; forget the stale ones."""
+        self._children.difference_update(stale)
+        if (pairs or stale) and self._guarded(lambda: self._wait(pairs, stale)) is None:
             self._children.update(pairs)
             while len(self._children) > 10_000:
                 self._children.pop()
@@ -107,11 +108,12 @@ class Beside:
                          self._path, reason)
         return None
 
-    def _wait(self, pairs: Sequence[tuple[str, str]]) -> bool:
+    def _wait(self, pairs: Sequence[tuple[str, str]], stale: Sequence[tuple[str, str]]) -> bool:
         os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
         now = clock.now_ns()
         with self._open() as connection:
             connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("DELETE FROM waiting WHERE parent = ? AND child = ?", stale)
             connection.executemany("INSERT OR REPLACE INTO waiting VALUES (?, ?, ?)", [(*pair, now) for pair in pairs])
             connection.execute("COMMIT")
         return True

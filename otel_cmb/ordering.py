@@ -52,19 +52,14 @@ def number(changes: Sequence[Change], next_order: Callable[[str], int]) -> dict[
     return numbers
 
 
-def lifted(change: Change, parents: dict[str, tuple[str, int]]) -> dict[str, int]:
-    """How much deeper than in their own trace events lie, because it hangs below an event of another."""
-    if not parents:
+def lifted(change: Change, outside: dict[str, int]) -> dict[str, int]:
+    """How much deeper than in their own trace events lie, because they hang below an event of another: those that do so
+    themselves are in `outside`."""
+    if not outside:
         return {}
     lift: dict[str, int] = {}
     for id_, event in change.after.items():  # parents first
-        if event.parent_event_id is None:
-            continue
-        if event.parent_known:
-            above = lift.get(event.parent_event_id, 0)
-        else:
-            run_id, depth = parents.get(event.parent_event_id, ("", -1))
-            above = depth + 1 if run_id == event.run_id else 0
+        above = lift.get(event.parent_event_id or "", 0) if event.parent_known else outside.get(id_, 0)
         if above:
             lift[id_] = above
     return lift

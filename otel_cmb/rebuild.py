@@ -1,4 +1,4 @@
-"""A row's `meta.otel` and back to the exact spans; the journal's form of a span and back.
+"""A row's `meta.otel` and back to the exact spans.
 
 `meta.otel` (:func:`pack`) is an object with readable keys. What is empty or default is absent; a value that is in a
 column is referred to, not stored twice (:mod:`otel_cmb.refs`); what JSON cannot hold is tagged
@@ -27,16 +27,13 @@ from otel_cmb import refs as references
 from otel_cmb import tagged
 from otel_cmb.event import KIND_INTERNAL, Event, Link, Resource, Scope, Span, SpanEvent, Stamp
 
-__all__ = ["Interner", "content_id", "decode", "encode", "pack", "unpack"]
+__all__ = ["Interner", "content_id", "pack", "resource_of", "scope_of", "shared_body", "stamp_values", "unpack"]
 
 REMEMBERED = 20_000
 """Most ids of resources and shapes known to be in the database: about 2 MB."""
 
 _STAMP = tuple(item.name for item in fields(Stamp))
-_stamp_values = attrgetter(*_STAMP)
-
-
-# The row's form.
+stamp_values = attrgetter(*_STAMP)
 
 
 def content_id(body: Mapping[str, Any]) -> tuple[str, str]:
@@ -159,11 +156,11 @@ def _pack_span(
         ("resource", span.resource, None if first is None else first.resource),
         ("scope", span.scope, None if first is None else first.scope),
     ):
-        body = _shared_body(value)
+        body = shared_body(value)
         if shared is None:
             if not body:
                 continue
-        elif value is shared or tagged.dumps(body) == tagged.dumps(_shared_body(shared)):
+        elif value is shared or tagged.dumps(body) == tagged.dumps(shared_body(shared)):
             continue
         if key == "scope":
             shape[key] = body
@@ -182,7 +179,7 @@ def _pack_span(
     if span.died:
         packed["died"] = True
     if common:
-        shape["refs"] = common
+        shape["refs"] = dict(sorted(common.items()))  # one shape, whatever the order of a span's attributes
     if shape and intern is not None:
         packed["shape"] = intern(shape)
     return packed
@@ -203,7 +200,7 @@ _bodies: dict[int, tuple[Any, dict[str, Any]]] = {}
 """Bodies of resources and scopes by identity, with the object, so that its id cannot be reused by another."""
 
 
-def _shared_body(value: Resource | Scope) -> dict[str, Any]:
+def shared_body(value: Resource | Scope) -> dict[str, Any]:
     found = _bodies.get(id(value))
     if found is None:
         if len(_bodies) >= 256:
@@ -240,7 +237,7 @@ def _scope_body(scope: Scope) -> dict[str, Any]:
 
 
 def _stamp_body(stamp: Stamp) -> dict[str, Any]:
-    return {name: value for name, value in zip(_STAMP, _stamp_values(stamp), strict=True) if value is not None}
+    return {name: value for name, value in zip(_STAMP, stamp_values(stamp), strict=True) if value is not None}
 
 
 def _pack_span_event(event: SpanEvent, places: references.Places) -> dict[str, Any]:
@@ -300,11 +297,11 @@ def _unpack_span(
     if first is not None and "resource" not in packed:
         resource = first.resource
     else:
-        resource = _resource(_resolved(packed.get("resource", {}), resolve))
+        resource = resource_of(_resolved(packed.get("resource", {}), resolve))
     if first is not None and "scope" not in packed:
         scope = first.scope
     else:
-        scope = _scope(_resolved(packed.get("scope", {}), resolve))
+        scope = scope_of(_resolved(packed.get("scope", {}), resolve))
     return Span(
         trace_id=packed["trace_id"] if first is None or "trace_id" in packed else first.trace_id,
         span_id=packed["span_id"],
@@ -363,84 +360,12 @@ def _resolved(value: Any, resolve: Callable[[str], dict[str, Any]] | None) -> di
     return value  # type: ignore[no-any-return]
 
 
-def _resource(body: Mapping[str, Any]) -> Resource:
+def resource_of(body: Mapping[str, Any]) -> Resource:
     return Resource(body.get("attributes", {}), body.get("schema_url", ""), body.get("dropped", 0))
 
 
-def _scope(body: Mapping[str, Any]) -> Scope:
+def scope_of(body: Mapping[str, Any]) -> Scope:
     return Scope(
         body.get("name", ""), body.get("version", ""), body.get("attributes", {}), body.get("schema_url", ""),
         body.get("dropped", 0),
     )
-
-
-# The journal's form: the span, its resource and its scope as three JSON texts, separated by a control character, which
-# JSON text never contains. Resource and scope are the same bytes in thousands of spans: both directions look them up.
-
-_SEPARATOR = b"\x1e"
-_encoded: dict[int, tuple[Any, bytes]] = {}
-_decoded: dict[bytes, Any] = {}
-
-
-def encode(span: Span) -> bytes:
-    """The span as bytes, exact. May hold any byte but never a raw line break. About 6 µs for a dozen attributes."""
-    body = [
-        span.trace_id, span.span_id, span.parent_span_id or _none(span.parent_span_id), span.name, span.kind,
-        span.start_ns, -1 if span.end_ns is None else span.end_ns, span.attributes,
-        [[item.name, item.time_ns, item.attributes, item.dropped_attributes] for item in span.events]
-        if span.events else 0,
-        [
-            [item.trace_id, item.span_id, item.trace_state, item.attributes, item.dropped_attributes, item.flags]
-            for item in span.links
-        ]
-        if span.links else 0,
-        span.status_code, span.status_message, span.trace_state, span.flags,
-        span.dropped_attributes, span.dropped_events, span.dropped_links,
-        [0 if value is None else value for value in _stamp_values(span.stamp)],
-        span.died,
-    ]
-    return _SEPARATOR.join((tagged.dumps(body), _encoded_shared(span.resource), _encoded_shared(span.scope)))
-
-
-def _none(value: str | None) -> str | int:
-    """0 for None: `null` would make :func:`tagged.holds` doubt the text."""
-    return 0 if value is None else value
-
-
-def _encoded_shared(value: Resource | Scope) -> bytes:
-    found = _encoded.get(id(value))
-    if found is None:
-        if len(_encoded) >= 256:
-            _encoded.clear()
-        found = _encoded[id(value)] = (value, tagged.dumps(_shared_body(value)))
-    return found[1]
-
-
-def decode(data: bytes) -> Span:
-    """The span :func:`encode` was given. Spans with equal resources share one object. `ValueError` when the bytes are
-    not whole."""
-    parts = data.split(_SEPARATOR)
-    if len(parts) != 3:
-        raise ValueError(f"an encoded span has 3 parts, found {len(parts)} in {len(data)} bytes")
-    body = tagged.loads(parts[0])
-    events, links = body[8], body[9]
-    return Span(
-        body[0], body[1], body[3], body[5], None if body[6] == -1 else body[6], None if body[2] == 0 else body[2],
-        body[4], body[10], body[11], body[7],
-        [SpanEvent(*item) for item in events] if events else [],
-        [Link(*item) for item in links] if links else [],
-        _decoded_shared(parts[1], _resource), _decoded_shared(parts[2], _scope),
-        body[12], body[13], body[14], body[15], body[16],
-        Stamp(*[None if item == 0 else item for item in body[17]]),
-        body[18],
-    )
-
-
-def _decoded_shared(data: bytes, make: Callable[[Mapping[str, Any]], Any]) -> Any:
-    key = data if make is _resource else data + _SEPARATOR
-    found = _decoded.get(key)
-    if found is None:
-        if len(_decoded) >= 256:
-            _decoded.clear()
-        found = _decoded[key] = make(tagged.loads(data))
-    return found

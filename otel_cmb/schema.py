@@ -259,7 +259,7 @@ history = Table(
 
 waiting = Table(
     "otel_cmb_waiting", metadata,
-    Column("parent_id", String(36), nullable=False, comment="an event of another trace that has not come yet"),
+    Column("parent_id", String(36), nullable=False, comment="an event of another trace, which may not have come yet"),
     Column("child_id", String(36), nullable=False),
     PrimaryKeyConstraint("parent_id", "child_id"),
     sqlite_with_rowid=False,

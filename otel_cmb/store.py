@@ -316,29 +316,26 @@ class Store:
         for change in changes:
             change.new = [event for id_, event in change.after.items() if id_ not in change.trace.orders]
         orders = number(changes, lambda run_id: self._next_order(connection, run_id))
-        parents = self._links.outside_parents(connection, changes)
+        for change in changes:
+            change.trace.unread.difference_update(change.after)
+        gone = [
+            id_ for change in changes for id_ in change.trace.orders
+            if id_ not in change.after and id_ not in change.trace.unread]
+        outside = self._links.outside(connection, changes, gone)
         inserts: list[tuple[Any, ...]] = []
         updates: list[tuple[Any, ...]] = []
         links: list[tuple[Any, ...]] = []
-        late: list[tuple[Any, ...]] = []
         side: list[tuple[str, dict[str, Any]]] = []
-        gone: list[str] = []
-        stored_here = {event.id for change in changes for event in change.new}
         for change in changes:
-            change.trace.unread.difference_update(change.after)
-            gone += [id_ for id_ in change.trace.orders if id_ not in change.after and id_ not in change.trace.unread]
-            lift = lifted(change, parents)
+            lift = lifted(change, outside.lift)
             for event in change.after.values():
                 id_, held = event.id, change.trace.orders.get(event.id)
                 old = change.before.get(id_)
                 order = orders[id_]
                 if held is not None and order == held and old is not None and old == event:
                     continue
-                place = self._placement(connection, event, order, event.depth + lift.get(id_, 0), parents)
+                place = self._placement(connection, event, order, event.depth + lift.get(id_, 0), outside.parents)
                 if held is None:
-                    if not event.parent_known and place.parent_id in stored_here:
-                        late.append(self._rows.link_values(event, place))
-                        place.parent_id = None
                     inserts.append(self._rows.insert_values(event, place))
                     side += side_rows(event, place)
                 elif old is None or not _same_content(old, event):
@@ -351,9 +348,9 @@ class Store:
         self._delete(connection, gone)
         insert_rows(connection, self._events, self._rows.inserted, inserts)
         _many(connection, self._rows.update, updates)
-        _many(connection, self._rows.update_links, links + late)
+        _many(connection, self._rows.update_links, links)
         self._write_side(connection, side)
-        self._links.link_waiting(connection, changes)
+        self._links.settle(connection, changes, gone)
         self._known.save(connection, [(change.trace, change.after) for change in changes], self._writer)
         self._enrich(connection, changes)
         for change in changes:
@@ -366,16 +363,13 @@ class Store:
         return 1 if value is None else int(value) + 1
 
     def _placement(
-        self, connection: Connection, event: Event, order: int, depth: int, parents: dict[str, tuple[str, int]],
+        self, connection: Connection, event: Event, order: int, depth: int, outside: dict[str, str | None],
     ) -> Placement:
         assert event.run_id is not None
         run = self._run_rows[event.run_id]
         node_id = self._placing.node(connection, run, event) if event.node_id else None
         step_id = self._placing.step(connection, run, event) if event.step_id else None
-        parent_id = event.parent_event_id
-        if parent_id is not None and not event.parent_known and parents.get(parent_id, ("", 0))[0] != run.id:
-            self._links.await_parent(event.id, parent_id)
-            parent_id = None
+        parent_id = event.parent_event_id if event.parent_known else outside.get(event.id)
         return Placement(run.session_id, node_id, step_id, parent_id, order, depth)
 
     def _delete(self, connection: Connection, ids: Sequence[str]) -> None:

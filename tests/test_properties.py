@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,63 @@ def check(lab: Lab, spans: list[Span], batches: list[tuple[int, bool, list[Span]
                 assert parent["execution_order"] < row["execution_order"]
     for numbers in per_run.values():
         assert len(set(numbers)) == len(numbers), numbers
+
+
+TOOL, AGENT, CALL, CHAT, PLAIN, CHAIN = (
+    {"gen_ai.operation.name": "execute_tool"}, {"gen_ai.operation.name": "invoke_agent"}, {"cmb.event.type": "agent_call"},
+    {"gen_ai.operation.name": "chat"}, {}, {"openinference.span.kind": "CHAIN"})
+CODE = {**TOOL, "gen_ai.tool.name": "run_code"}
+HANDOVER = {**TOOL, "gen_ai.tool.name": "transfer_to_bob"}
+SPENT = {"gen_ai.usage.output_tokens": 1}
+FOUND: dict[str, tuple[list[tuple[Any, ...]], list[list[int]]]] = {
+    "a chain of traces in one batch": ([(3, 1, None, AGENT, ()), (1, 2, None, CALL, (3, 1)), (2, 3, None, CALL, (1, 2))],
+                                       [[2, 1], [3]]),
+    "the middle of a chain, and then its end": (
+        [(3, 1, None, AGENT, ()), (1, 3, None, TOOL, (3, 1)), (2, 4, None, CALL, (1, 3))], [[1, 3], [4]]),
+    "a parent that gets a parent": ([(2, 1, None, AGENT, ()), (2, 2, 1, TOOL, ()), (1, 5, None, AGENT, (2, 2))],
+                                    [[2, 5], [1]]),
+    "a parent that gets one while it runs": (
+        [(2, 1, None, TOOL, ()), (2, 2, 1, TOOL, ()), (1, 3, None, AGENT, (2, 2))], [[-2, 3], [1, 2]]),
+    "a parent whose parent comes through a span that is no event": (
+        [(2, 2, None, TOOL, ()), (2, 3, 2, PLAIN, ()), (2, 7, 3, AGENT, ()), (1, 8, None, CALL, (2, 7))],
+        [[3, 8, 7], [2]]),
+    "a child of the child comes with the parent": (
+        [(1, 2, None, CHAIN, ()), (2, 3, None, TOOL, (1, 2)), (2, 8, 3, TOOL, ())], [[3], [2, 8]]),
+    "a parent that is merged into another": (
+        [(3, 1, None, CODE, ()), (3, 9, 1, CODE, ()), (1, 10, None, CHAIN, (3, 9))], [[9], [1, 10]]),
+    "a parent that is merged away from its child": (
+        [(3, 1, None, CODE, ()), (3, 9, 1, CODE, ()), (1, 10, None, CHAIN, (3, 9))], [[9, 10], [1]]),
+    "an event that learns late below what it hangs, and its child's child": (
+        [(1, 1, None, TOOL, ()), (3, 2, None, PLAIN, (1, 1)), (3, 6, 2, CHAT, ()), (1, 9, None, CHAIN, (3, 6))],
+        [[1, 6], [2, 9]]),
+    "attributes that were read back in another order": (
+        [(1, 2, None, {**AGENT, **SPENT}, ()), (1, 4, 2, {**HANDOVER, **SPENT}, ()), (1, 3, None, HANDOVER, ())],
+        [[2, -4], [3, 4]]),
+}
+"""What was found once: (trace, span, parent, attributes, link) of each span, and the batches; negative: only begun."""
+
+
+def check_found(lab: Lab, case: str) -> None:
+    described, batches = FOUND[case]
+    spans = {}
+    for trace, number, parent, attributes, link in described:
+        spans[number] = Span(
+            f"{trace:032x}", f"{number:016x}", f"span {number}", BASE_NS + number, BASE_NS + 100, attributes=attributes,
+            parent_span_id=None if parent is None else f"{parent:016x}", stamp=Stamp(run_id=RUNS[0]),
+            links=[Link(f"{link[0]:032x}", f"{link[1]:016x}")] if link else [])
+    begun = {-number: replace(span, end_ns=None) for number, span in spans.items()}
+    arriving = [(n % 2, True, [{**spans, **begun}[number] for number in batch]) for n, batch in enumerate(batches)]
+    check(lab, list(spans.values()), arriving, orders=False)
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_what_was_found_once_gives_the_same_rows(lab: Lab, case: str) -> None:
+    check_found(lab, case)
+
+
+def test_what_was_found_once_gives_the_same_rows_postgresql(postgresql_lab: Lab) -> None:
+    for case in FOUND:
+        check_found(postgresql_lab, case)
 
 
 @QUICK

@@ -39,7 +39,7 @@ def upgrade() -> None:
     op.create_index("ix_otel_cmb_traces_start", "otel_cmb_traces", ["start_ns"])
     op.create_table(
         "otel_cmb_waiting",
-        sa.Column("parent_id", sa.String(36), nullable=False, comment="an event of another trace that has not come yet"),
+        sa.Column("parent_id", sa.String(36), nullable=False, comment="an event of another trace, which may not have come yet"),
         sa.Column("child_id", sa.String(36), nullable=False),
         sa.PrimaryKeyConstraint("parent_id", "child_id"),
         sqlite_with_rowid=False,
