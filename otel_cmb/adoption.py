@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 
-from otel_cmb import clock, rebuild
+from otel_cmb import clock, journal_spans
 from otel_cmb.accounting import Totals
 from otel_cmb.intake import Intake
 from otel_cmb.journal import Journal, adoptable
@@ -59,7 +59,7 @@ class Adoption:
         for kind, _, body in things:
             if kind == "event":
                 with contextlib.suppress(*UNREADABLE):
-                    span = rebuild.decode(body[1:])
+                    span = journal_spans.decode(body[1:])
                     span.died = True
                     bodies.append(start_body(span))
         for run_id in sorted(runs):

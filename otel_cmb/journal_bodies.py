@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from otel_cmb import rebuild
+from otel_cmb import journal_spans
 from otel_cmb.event import Span
 from otel_cmb.items import Item
 from otel_cmb.journal_records import COMMAND, CONTENT, END, START, Record
@@ -21,17 +21,17 @@ UNREADABLE = (ValueError, KeyError, TypeError, IndexError)
 
 def end_body(span: Span) -> bytes:
     """A span that ended."""
-    return END + rebuild.encode(span)
+    return END + journal_spans.encode(span)
 
 
 def start_body(span: Span) -> bytes:
     """A span that is running, or that died with its process."""
-    return START + rebuild.encode(span)
+    return START + journal_spans.encode(span)
 
 
 def content_body(carrier: Span) -> bytes:
     """Attributes from log records, to be joined to the span that the carrier names."""
-    return CONTENT + rebuild.encode(carrier)
+    return CONTENT + journal_spans.encode(carrier)
 
 
 def command_body(command: dict[str, Any]) -> bytes:
@@ -43,11 +43,11 @@ def item_of(seq: int, body: bytes, *, settle: bool) -> Item:
     """What a body says. Raises one of `UNREADABLE`."""
     kind, rest = body[:1], body[1:]
     if kind in (END, START):
-        return Item(seq, span=rebuild.decode(rest), settle=settle)
+        return Item(seq, span=journal_spans.decode(rest), settle=settle)
     if kind == COMMAND:
         return Item(seq, command=orjson.loads(rest))
     if kind == CONTENT:
-        return Item(seq, content=rebuild.decode(rest))
+        return Item(seq, content=journal_spans.decode(rest))
     raise ValueError(f"unknown kind {kind!r}")
 
 

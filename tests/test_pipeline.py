@@ -82,18 +82,18 @@ def test_rows_of_a_dead_process_are_closed_and_a_late_end_outranks_that(database
         started = copy.deepcopy(span)
         started.end_ns = None
         with pipeline_of(database_url, state_dir) as pipeline:
-            from otel_cmb import rebuild
+            from otel_cmb import journal_spans
             from otel_cmb.journal_records import START
 
             started.stamp.automatic_run_id = span.stamp.automatic_run_id = pipeline.automatic_run_id
-            pipeline._intake.append([START + rebuild.encode(started)])
+            pipeline._intake.append([START + journal_spans.encode(started)])
             assert pipeline.flush(10)
             if order == "ended first":
                 pipeline.accept([span])
                 assert pipeline.flush(10)
             died = copy.deepcopy(started)
             died.died = True
-            pipeline._intake.append([START + rebuild.encode(died)])
+            pipeline._intake.append([START + journal_spans.encode(died)])
             assert pipeline.flush(10)
             if order == "died first":
                 assert query(database_url, "SELECT status, error_message FROM execution_events WHERE status = 'failed'") == [
@@ -107,13 +107,13 @@ def test_rows_of_a_dead_process_are_closed_and_a_late_end_outranks_that(database
 
 def test_a_start_that_comes_after_its_end_leaves_nothing_open(sqlite_url: str, state_dir: Path) -> None:
     with pipeline_of(sqlite_url, state_dir) as pipeline:
-        from otel_cmb import rebuild
+        from otel_cmb import journal_spans
         from otel_cmb.journal_records import START
 
         span = agent_span()
         pipeline.accept([span])
         assert pipeline.flush(10)
-        pipeline._intake.append([START + rebuild.encode(replace(span, end_ns=None))])
+        pipeline._intake.append([START + journal_spans.encode(replace(span, end_ns=None))])
         assert pipeline.flush(10)
         directory = state_directory(pipeline.settings)
     assert journals(directory) == []

@@ -1,0 +1,83 @@
+"""The journal's form of a span and back: the span, its resource and its scope as three JSON texts.
+
+They are separated by a control character, which JSON text never contains. Resource and scope are the same bytes in
+thousands of spans: both directions look them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from otel_cmb import rebuild, tagged
+from otel_cmb.event import Link, Resource, Scope, Span, SpanEvent, Stamp
+
+__all__ = ["decode", "encode"]
+
+_SEPARATOR = b"\x1e"
+_encoded: dict[int, tuple[Any, bytes]] = {}
+_decoded: dict[bytes, Any] = {}
+
+
+def encode(span: Span) -> bytes:
+    """The span as bytes, exact. May hold any byte but never a raw line break. About 6 µs for a dozen attributes."""
+    body = [
+        span.trace_id, span.span_id, span.parent_span_id or _none(span.parent_span_id), span.name, span.kind,
+        span.start_ns, -1 if span.end_ns is None else span.end_ns, span.attributes,
+        [[item.name, item.time_ns, item.attributes, item.dropped_attributes] for item in span.events]
+        if span.events else 0,
+        [
+            [item.trace_id, item.span_id, item.trace_state, item.attributes, item.dropped_attributes, item.flags]
+            for item in span.links
+        ]
+        if span.links else 0,
+        span.status_code, span.status_message, span.trace_state, span.flags,
+        span.dropped_attributes, span.dropped_events, span.dropped_links,
+        [0 if value is None else value for value in rebuild.stamp_values(span.stamp)],
+        span.died,
+    ]
+    return _SEPARATOR.join((tagged.dumps(body), _encoded_shared(span.resource), _encoded_shared(span.scope)))
+
+
+def _none(value: str | None) -> str | int:
+    """0 for None: `null` would make :func:`tagged.holds` doubt the text."""
+    return 0 if value is None else value
+
+
+def _encoded_shared(value: Resource | Scope) -> bytes:
+    found = _encoded.get(id(value))
+    if found is None:
+        if len(_encoded) >= 256:
+            _encoded.clear()
+        found = _encoded[id(value)] = (value, tagged.dumps(rebuild.shared_body(value)))
+    return found[1]
+
+
+def decode(data: bytes) -> Span:
+    """The span :func:`encode` was given. Spans with equal resources share one object. `ValueError` when the bytes are
+    not whole."""
+    parts = data.split(_SEPARATOR)
+    if len(parts) != 3:
+        raise ValueError(f"an encoded span has 3 parts, found {len(parts)} in {len(data)} bytes")
+    body = tagged.loads(parts[0])
+    events, links = body[8], body[9]
+    return Span(
+        body[0], body[1], body[3], body[5], None if body[6] == -1 else body[6], None if body[2] == 0 else body[2],
+        body[4], body[10], body[11], body[7],
+        [SpanEvent(*item) for item in events] if events else [],
+        [Link(*item) for item in links] if links else [],
+        _decoded_shared(parts[1], rebuild.resource_of), _decoded_shared(parts[2], rebuild.scope_of),
+        body[12], body[13], body[14], body[15], body[16],
+        Stamp(*[None if item == 0 else item for item in body[17]]),
+        body[18],
+    )
+
+
+def _decoded_shared(data: bytes, make: Callable[[Mapping[str, Any]], Any]) -> Any:
+    key = data if make is rebuild.resource_of else data + _SEPARATOR
+    found = _decoded.get(key)
+    if found is None:
+        if len(_decoded) >= 256:
+            _decoded.clear()
+        found = _decoded[key] = make(tagged.loads(data))
+    return found
