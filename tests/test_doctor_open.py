@@ -47,6 +47,9 @@ def test_a_row_whose_journal_is_there_is_closed_by_the_advice(killed: Shell) -> 
     assert "`otel-cmb parked replay` closes them" in running["advice"]
     assert killed.run("otel-cmb", "parked", "replay").returncode == 0
     assert asked(killed)[0] == 0
+    [event] = killed.events()
+    assert (event.status, event.error_message) == ("failed", "process ended before the span did")
+    assert event.completed_at is event.duration_ms is None  # nobody knows when it ended
 
 
 def test_a_row_whose_journal_is_gone_gets_advice_that_works(killed: Shell) -> None:
