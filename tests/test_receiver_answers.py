@@ -456,21 +456,6 @@ def test_a_message_that_does_not_come_ends_and_holds_nothing() -> None:
         assert server.receiver.house.reading.inside == 0
 
 
-def test_many_slow_clients_leave_room_for_the_quick() -> None:
-    with running(max_concurrent=2) as server:
-        host, port = server.http.removeprefix("http://").split(":")
-        slow = [socket.create_connection((host, int(port))) for _ in range(100)]
-        for connection in slow:
-            connection.sendall(
-                b"POST /v1/traces HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
-            )
-        assert post(server, make_request(make_span(1)).SerializeToString()).status_code == 200
-        export(server, make_request(make_span(2)))
-        for connection in slow:
-            connection.close()
-        assert len(server.pipeline.spans) == 2
-
-
 def test_connections_that_send_no_request_or_half_a_head_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("otel_cmb.receiver.http_door.HEADER_SECONDS", 1)
     with running() as server:

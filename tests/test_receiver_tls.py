@@ -9,13 +9,13 @@ import os
 import shutil
 import socket
 import ssl
-import subprocess
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import certificates
 import grpc
 import pytest
 import requests
@@ -32,23 +32,7 @@ HEADERS = {"content-type": "application/x-protobuf"}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two authorities, and of each a server's certificate for localhost and a client's."""
-    place = tmp_path_factory.mktemp("tls")
-    key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
-
-    def openssl(command: str) -> None:
-        subprocess.run(["openssl", *command.split()], cwd=place, check=True, capture_output=True)
-
-    (place / "server.ext").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    (place / "client.ext").write_text("extendedKeyUsage=clientAuth\n")
-    for n in (1, 2):
-        openssl(f"req -x509 {key} -days 2 -subj /CN=ca{n} -keyout ca{n}.key -out ca{n}.crt")
-        for name in ("server", "client"):
-            openssl(f"req {key} -subj /CN={name}{n} -keyout {name}{n}.key -out {name}{n}.csr")
-            openssl(f"x509 -req -in {name}{n}.csr -CA ca{n}.crt -CAkey ca{n}.key -CAcreateserial -days 2 "
-                    f"-extfile {name}.ext -out {name}{n}.crt")
-    openssl("ec -in server1.key -aes128 -passout pass:secret -out encrypted.key")
-    return place
+    return certificates.make(tmp_path_factory.mktemp("tls"))
 
 
 class Files:
