@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from commands import BIN, ROOT, Shell, eventually
 from otlp_server import OTLPServer
+from support import application_schema
 from support.proxy import Proxy
 
 from otel_cmb.event import event_id
@@ -332,6 +333,20 @@ def test_a_program_writes_into_a_run_that_is_there(shell: Shell, how: str) -> No
     after = only_run(shell)
     assert (after.id, after.status, after.completed_at, after.task_description) == (
         run_id, "completed", before.completed_at, "the whole")
+
+
+def test_a_run_of_the_application_is_named_by_its_alias_and_the_node_goes_with_it(shell: Shell) -> None:
+    app = application_schema.make(shell.url)
+    session_id = app.add_session()
+    run_id = app.add_run(session_id, started=True, task_id="task_77")
+    node_id = app.add_node(run_id, session_id, "step_1")
+    app.engine.dispose()
+    shell.program("with agent('engineer'):\n    pass\n")
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py", OTEL_CMB_RUN_ID="task_77", OTEL_CMB_NODE_ID="step_1")
+    assert done.returncode == 0, done.stderr
+    [event] = shell.events(run_id=run_id)
+    assert (event.run_id, event.node_id, event.session_id) == (run_id, node_id, session_id)
+    assert [run.status for run in shell.runs()] == ["executing"]
 
 
 def test_a_program_that_fails_does_not_end_a_run_that_was_there(shell: Shell) -> None:

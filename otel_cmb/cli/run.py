@@ -46,6 +46,8 @@ class Target:
     id: str
     made: bool
     """By this command, which then ends it."""
+    name: str = ""
+    """As it was given: its id, or an application's alias."""
     numbers: str | None = None
     """Where the processes of the run count their chats."""
 
@@ -125,13 +127,13 @@ def _target(pipeline: Pipeline, settings: Settings, run_id: str | None, answers:
         run_id = str(uuid.uuid4())
         return Target(run_id, made=True, numbers=begin_numbers(state_directory(settings), run_id))
     if not answers:
-        return Target(run_id, made=False)
+        return Target(run_id, made=False, name=run_id)
     try:
-        return Target(pipeline.check_run(run_id)[0], made=False)
+        return Target(pipeline.check_run(run_id)[0], made=False, name=run_id)
     except RunNotFoundError as error:
         if settings.on_missing_run != "create":
             raise ConfigurationError(f"{error}; --on-missing-run create makes it") from None
-        return Target(run_id, made=True)
+        return Target(run_id, made=True, name=run_id)
 
 
 def _resolved(command: Sequence[str]) -> list[str]:
@@ -204,7 +206,7 @@ def _environment(
         "OTEL_EXPORTER_CMB_ON_MISSING_RUN": settings.on_missing_run,
         "OTEL_EXPORTER_CMB_RECORD": settings.record,
     })
-    if os.environ.get(RUN) != target.id:
+    if os.environ.get(RUN) not in (target.id, target.name or target.id):
         for name in ("OTEL_CMB_SESSION_ID", "OTEL_CMB_NODE_ID", "OTEL_CMB_STEP_ID", NUMBERS):
             environment.pop(name, None)  # they belong to another run
     environment.pop("OTEL_CONFIG_FILE", None)  # it says other exporters
