@@ -17,6 +17,7 @@ TOO_DEEP = "[nested too deep]"
 MAX_TIME_NS = 2**63 - 1
 """Times are uint64 in OTLP; the last instant a signed column holds is in the year 2262."""
 ZERO_TRACE, ZERO_SPAN = "0" * 32, "0" * 16
+_HEX = frozenset("0123456789abcdefABCDEF")
 
 
 class MalformedError(ValueError):
@@ -63,9 +64,9 @@ def clean_times(start_ns: int, end_ns: int, now_ns: int) -> tuple[int, int | Non
 
 def bad_ids(trace_id: str, span_id: str, name: str) -> str:
     """The line that tells why a span was rejected."""
-    wrong = []
-    if len(trace_id) != 32 or trace_id == ZERO_TRACE:
-        wrong.append(f"trace id {trace_id[:40]!r} is not 32 hex digits other than zero")
-    if len(span_id) != 16 or span_id == ZERO_SPAN:
-        wrong.append(f"span id {span_id[:40]!r} is not 16 hex digits other than zero")
+    wrong = [
+        f"{what} id {id_[:40]!r} is not {digits} hex digits other than zero"
+        for what, id_, digits in (("trace", trace_id, 32), ("span", span_id, 16))
+        if len(id_) != digits or not set(id_) <= _HEX or not id_.strip("0")
+    ]
     return f"span {name[:80]!r}: {' and '.join(wrong)}"

@@ -183,6 +183,7 @@ def test_json_spans_without_usable_ids_are_rejected_by_name_and_the_others_kept(
     assert [span.name for span in decoded.spans] == ["n"]
     assert len(decoded.rejected) == 1
     assert "'the bad one'" in decoded.rejected[0]
+    assert decoded.rejected[0].endswith("hex digits other than zero")
 
 
 @pytest.mark.parametrize(
