@@ -33,6 +33,7 @@ from otel_cmb.dialects import (
     in_list,
     insert_sql,
     list_param,
+    lock_mode,
     lock_runs,
     make_engine,
     mark,
@@ -210,6 +211,8 @@ class Store:
             if item.command is not None and item.command["do"] != "run_end":
                 item.outcome = self._commands.execute(connection, item.command)
         places = self._placing.place(connection, [item for item in items if item.span is not None])
+        if lock_mode(connection) == "rows":  # a run that came between the locks and the look had no row to be locked by
+            lock_runs(connection, {place.run.id for place in places.values()}, self._workflow.table("workflow_runs"))
         for item in items:  # after the spans: they may have made the run that ends here
             if item.command is not None and item.command["do"] == "run_end":
                 item.outcome = self._commands.execute(connection, item.command)
