@@ -49,6 +49,7 @@ def pipeline_of(url: str, state_dir: Path, **settings: Any) -> Iterator[Pipeline
         yield pipeline
     finally:
         pipeline.shutdown(5)
+        wait_for(lambda: pipeline._writer.thread is None)  # a shutdown that has less time than it needs leaves a step going on
 
 
 @contextmanager

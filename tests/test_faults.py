@@ -47,10 +47,14 @@ def accept(pipeline: Pipeline, count: int = 5, **options: Any) -> set[str]:
 def abandon(pipeline: Pipeline) -> None:
     """What SIGKILL leaves of it in this very process."""
     writer, intake, drainer = pipeline._writer, pipeline._intake, pipeline._drainer
-    writer._stopping = True
-    writer.wake()
-    if writer.thread is not None:
-        writer.thread.join(5)
+    if (thread := writer.thread) is not None:
+        writer.close = lambda: None  # type: ignore[method-assign] # it ends, and gives nothing back
+        writer.closed = writer._stopping = True
+        writer.wake()
+        thread.join(60)
+        assert not thread.is_alive()
+        del writer.close
+        writer.closed = False
     if intake.journal is not None:
         intake.journal._state.close()
         intake.journal.forget()
@@ -649,6 +653,7 @@ def test_a_full_journal_degrades_in_the_stated_order(sqlite_url: str, state_dir:
         running.end()
         stats = lawful(pipeline.stats(), lost={"journal": 2})
         assert stats.received == accepted + 1
+    wait_for(lambda: pipeline._writer.thread is None)  # its journal is given back
     with pipeline_of(sqlite_url, state_dir) as pipeline:
         assert pipeline.replay() == 0
     assert len(events(sqlite_url)) == 1 + stats.received - 2
