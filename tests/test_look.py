@@ -16,6 +16,7 @@ import looking
 import pytest
 import sqlalchemy as sa
 from looking import HOSTILE, RUN, START, Writer, add_run, example, many
+from support import forked
 
 from otel_cmb import schema
 from otel_cmb.cli.look import Moment
@@ -36,6 +37,8 @@ def engine(sqlite_url: str) -> sa.Engine:
 def otel_cmb(sqlite_url: str, tmp_path: Path) -> Command:
     def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         settings = {"OTEL_EXPORTER_CMB_DATABASE_URL": sqlite_url, "COLUMNS": "120", "TZ": "UTC", **environment}
+        if not {"PYTHONIOENCODING", "PYTHONUTF8", "LC_ALL", "LANG"} & environment.keys():
+            return forked.run(["otel-cmb", *arguments], tmp_path, {**os.environ, **settings}, 60)
         return subprocess.run(
             [sys.executable, "-m", "otel_cmb.cli", *arguments], capture_output=True, encoding="utf-8", timeout=60,
             cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "utf-8", **settings}, check=False,

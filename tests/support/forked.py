@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 _SERVER = """
-import json, os, runpy, sys
-import alembic.command, alembic.config, rich.console, sqlalchemy.dialects.postgresql, sqlalchemy.dialects.sqlite
+import json, os, runpy, sys, time
+import alembic.command, alembic.config, rich.console, rich.live, rich.table, rich.tree, sqlalchemy.dialects.postgresql, sqlalchemy.dialects.sqlite
 import otel_cmb, otel_cmb.cli, otel_cmb.migrations, otel_cmb.pipeline, otel_cmb.reader, otel_cmb.spans, otel_cmb.store
 
 for line in sys.stdin:
@@ -34,6 +34,7 @@ else:
 os.chdir(asked["directory"])
 os.environ.clear()
 os.environ.update(asked["environment"])
+time.tzset()
 for number, name in enumerate((os.devnull, asked["out"], asked["err"])):
     os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
 sys.argv = asked["command"]
@@ -49,7 +50,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def _server() -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "CMBAGENT_"))}
     server = subprocess.Popen([sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                              env=environment)
+                              env=environment | {"PYTHONIOENCODING": "utf-8"})
 
     def end() -> None:
         server.communicate(timeout=10)
