@@ -7,7 +7,6 @@ import os
 import pty
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -163,7 +162,7 @@ def test_long_runs_are_cut_and_say_so(engine: sa.Engine, otel_cmb: Command) -> N
     assert otel_cmb("show", "--limit", "0").stdout.count("agent agent_") == 90
 
 
-def test_following_prints_what_starts_and_ends_until_the_run_does(engine: sa.Engine, otel_cmb: Command) -> None:
+def test_following_prints_what_starts_and_ends_until_the_run_does(engine: sa.Engine, sqlite_url: str, tmp_path: Path) -> None:
     with engine.begin() as connection:
         add_run(connection, RUN, status="executing", completed_at=None)
         writer = Writer(connection)
@@ -188,18 +187,26 @@ def test_following_prints_what_starts_and_ends_until_the_run_does(engine: sa.Eng
             connection.execute(sa.delete(schema.execution_events).where(schema.execution_events.c.id != key))
             connection.execute(sa.update(schema.execution_events).values(status="running", completed_at=None))
             writer.order = 1
-        thread = threading.Timer(1.5, finish)
-        thread.start()
-        result = otel_cmb("show", RUN, *arguments)
-        thread.join()
-        assert result.returncode == 0, result.stderr
+        with subprocess.Popen(
+            [sys.executable, "-m", "otel_cmb.cli", "show", RUN, *arguments], stdout=subprocess.PIPE, encoding="utf-8",
+            cwd=tmp_path, env={**os.environ, "OTEL_EXPORTER_CMB_DATABASE_URL": sqlite_url, "COLUMNS": "120",
+                               "PYTHONIOENCODING": "utf-8"},
+        ) as process:
+            assert process.stdout is not None
+            said = ""
+            while "planner" not in said:  # what runs is shown before it ends
+                line = process.stdout.readline()
+                assert line, said
+                said += line
+            finish()
+            said += process.stdout.read()
+        assert process.returncode == 0
         if "--json" in arguments:
-            changes = [json.loads(line) for line in result.stdout.splitlines()]
+            changes = [json.loads(line) for line in said.splitlines()]
             events = [change["event"] for change in changes if "event" in change]
             assert [event["status"] for event in events if event["id"] == key] == ["running", "completed"]
             assert changes[-1]["run"]["status"] == "completed"
         else:
-            said = result.stdout
             places = [said.index(text) for text in ("▶ agent planner plan", "✗ tool planner search", "✓ agent planner")]
             assert places == sorted(places)
             assert "no network" in said
@@ -221,7 +228,7 @@ def test_following_on_a_terminal_redraws_and_ends_with_the_whole_tree(engine: sa
     if process == 0:  # pragma: no cover
         os.environ.update(TERM="xterm", LINES="24", COLUMNS="100", PYTHONIOENCODING="utf-8")
         os.execv(sys.executable, [sys.executable, "-m", "otel_cmb.cli", "show", "-f", "--database-url", sqlite_url])
-    output, thread = b"", None
+    output, finished = b"", False
     while True:
         try:
             part = os.read(terminal, 65536)
@@ -230,13 +237,12 @@ def test_following_on_a_terminal_redraws_and_ends_with_the_whole_tree(engine: sa
         if not part:
             break
         output += part
-        if thread is None and b"lines above" in output:
-            thread = threading.Timer(0.6, finish)
-            thread.start()
+        if not finished and output.count(b"lines above") >= 2:  # drawn, and drawn again
+            finish()
+            finished = True
     assert os.waitpid(process, 0)[1] == 0
     os.close(terminal)
-    assert thread is not None
-    thread.join()
+    assert finished
     text = output.decode()
     live, _, final = text.rpartition("completed")
     assert live.count("lines above") >= 2
