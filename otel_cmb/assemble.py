@@ -26,7 +26,7 @@ from otel_cmb.assemble_errors import error_of
 from otel_cmb.assemble_payload import payload_of
 from otel_cmb.assemble_rows import add_rows, events_inside
 from otel_cmb.assemble_stacked import unstack
-from otel_cmb.assemble_tree import Node, all_members, build, merge, sort_key, take
+from otel_cmb.assemble_tree import Node, all_members, both_said, build, merge, sort_key, take
 from otel_cmb.event import Event, event_id
 from otel_cmb.mapper import Facts, placed
 from otel_cmb.mapper_results import as_mapping, canonical
@@ -89,7 +89,7 @@ def _once(heads: list[Node], agents: dict[str, str]) -> list[Node]:
             last = None
         elif node.kind == HANDOFF:
             to_agent = _target(node, agents)
-            if last is not None and to_agent == target and not node.kids and last.run == node.run:
+            if last is not None and to_agent == target and not node.kids and last.run == node.run and not both_said(last, node):
                 take(last, node)
                 last.members = all_members(last)
                 taken = True

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from otel_cmb.assemble_messages import gist, reply_of
 from otel_cmb.assemble_payload import payload_of
-from otel_cmb.assemble_tree import Node, ran_nothing, sort_key
+from otel_cmb.assemble_tree import Node, ran_nothing
 from otel_cmb.mapper import Facts
-from otel_cmb.mapper_results import EXIT_REPLY, as_mapping, canonical, content_of
+from otel_cmb.mapper_results import EXIT_REPLY, as_mapping, canonical, content_of, structure_of
 from otel_cmb.mapper_tools import TRANSFER
 from otel_cmb.messages import as_json, fenced_code
 from otel_cmb.vocabulary.base import AGENT, CODE, CONTAINER, HANDOFF, LLM, NEVER, PLAIN, SPEAKER, TOOL
@@ -44,7 +45,7 @@ def order_siblings(heads: list[Node]) -> None:
         if key is not None:
             rows.setdefault(key, []).append(node)
     for row in rows.values():
-        row.sort(key=sort_key)
+        row.sort(key=_in_turn)
         last: str | None = None
         before: Node | None = None
         for node in row:
@@ -55,6 +56,12 @@ def order_siblings(heads: list[Node]) -> None:
             name = node.best.agent
             if name is not None and name not in INTERNAL_AGENTS and name not in TOOL_EXECUTORS and _acts(node):
                 last = name
+
+
+def _in_turn(node: Node) -> tuple[int, float, str]:
+    """By start; of two that a coarse clock gave one start, what ended first was first."""
+    span = node.facts.span
+    return span.start_ns, math.inf if span.end_ns is None else span.end_ns, node.facts.id
 
 
 def _acts(node: Node) -> bool:
@@ -130,7 +137,7 @@ def _only_ran_code(node: Node) -> bool:
     """An agent whose whole answer is `exitcode: N (execution ...)` and in which nothing else happened."""
     found = node.best.found
     raw = found.get("messages_out", found.get("output"))
-    if not isinstance(raw, str) or "exitcode: " not in raw[:400]:
+    if raw is None or (isinstance(raw, str) and "exitcode: " not in raw[:400]):
         return False
     if any(kid.kind in (AGENT, LLM, TOOL, CODE, HANDOFF) for kid in node.kids):
         return False
@@ -144,10 +151,11 @@ def _only_ran_code(node: Node) -> bool:
 
 def handoff_result(facts: Facts) -> Mapping[str, Any] | None:
     """The result of a tool that is nothing but a handoff: AG2 1.x's `{"target": ..., "reason": ...}`."""
-    text = facts.found.get("tool_result")
-    if not isinstance(text, str) or '"target"' not in text[:400]:
+    result = facts.found.get("tool_result")
+    if isinstance(result, str):
+        result = structure_of(result) if "target" in result[:400] else None
+    if not isinstance(result, Mapping):
         return None
-    result = as_mapping(text)
     if "target" in result and isinstance(result["target"], str) and result.keys() <= {"target", "reason", "type"}:
         return result
     return None
@@ -246,7 +254,7 @@ def target_of(node: Node, agents: dict[str, str]) -> str | None:
     arguments = arguments_of(facts)
     result = content_of(as_json(facts.found.get("tool_result", facts.found.get("output"))))
     if isinstance(result, str):
-        result = as_json(result)
+        result = structure_of(result)
     tail = TRANSFER.fullmatch(facts.tool or "")
     name = tail[1] if tail is not None else None
     if name is None or name in _ANYONE:

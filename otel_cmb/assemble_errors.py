@@ -8,8 +8,7 @@ from typing import Any
 from otel_cmb.assemble_messages import reply_of
 from otel_cmb.assemble_payload import Columns, result_of, strip_exit
 from otel_cmb.mapper import Facts
-from otel_cmb.mapper_results import content_of, error_result
-from otel_cmb.messages import as_json
+from otel_cmb.mapper_results import content_of, error_result, structure_of
 from otel_cmb.vocabulary.base import AGENT, CODE, ERROR, TOOL
 
 __all__ = ["MAX_MESSAGE", "error_of"]
@@ -66,7 +65,9 @@ def error_of(facts: Facts, kind: str) -> tuple[str | None, Columns]:
     if isinstance(message, str) and message:
         return _short(message), meta
     if kind in (TOOL, CODE):
-        result = as_json(found.get("tool_result", found.get("output")))
+        result = found.get("tool_result", found.get("output"))
+        if isinstance(result, str):
+            result = structure_of(result)
         if error_result(result):
             text = content_of(result)
             if isinstance(text, str) and text:
@@ -80,6 +81,8 @@ def error_of(facts: Facts, kind: str) -> tuple[str | None, Columns]:
         return _short(str(exception["exception.message"])), meta
     if kind == CODE:
         result = strip_exit(reply_of(facts)) if facts.kind == AGENT else result_of(facts)
+        if isinstance(result, str):
+            result = structure_of(result)
         if isinstance(result, Mapping):
             result = next((result[key] for key in ("stderr", "error", "output", "stdout") if result.get(key)), None)
         if isinstance(result, str) and result.strip():

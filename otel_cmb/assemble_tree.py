@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from otel_cmb.event import STATUS_ERROR, Span
 from otel_cmb.mapper import Facts, is_event, read
 from otel_cmb.mapper_results import canonical
+from otel_cmb.messages import as_json
 from otel_cmb.vocabulary.base import AGENT, APPROVAL, CODE, CONTAINER, HANDOFF, LLM, TOOL
 
-__all__ = ["Node", "all_members", "build", "merge", "ran_nothing", "sort_key", "take"]
+__all__ = ["Node", "all_members", "both_said", "build", "merge", "ran_nothing", "sort_key", "take"]
 
 
 MOST = 64
@@ -149,7 +150,11 @@ def merge(ordered: list[Node]) -> list[Node]:
             continue
         rule = _SAME.get(node.kind)
         if rule is not None:
-            taken = [kid for kid in node.kids if kid.into is None and kid.kind == node.kind and rule(node, kid)]
+            taken = [
+                kid
+                for kid in node.kids
+                if kid.into is None and kid.kind == node.kind and rule(node, kid) and not _two_acts(node, kid)
+            ]
             if node.kind == LLM and sum(1 for kid in taken if _has_tokens(kid)) > 1:
                 node.kind = CONTAINER  # several calls that spent tokens: this one only holds them
                 taken = []
@@ -238,6 +243,26 @@ def ran_nothing(facts: Facts) -> bool:
 def _has_tokens(node: Node) -> bool:
     found = node.best.found
     return "tokens_in" in found or "tokens_out" in found or "tokens_total" in found or "usage" in found
+
+
+def both_said(node: Node, other: Node) -> bool:
+    """Whether one program says of both that they are events: then they are two."""
+    a, b = node.facts, other.facts
+    return a.explicit and b.explicit and a.span.scope.name == b.span.scope.name
+
+
+def _two_acts(node: Node, kid: Node) -> bool:
+    """A recursion: one instrumentation tells of one act twice only by chance, so what a program says itself to be an
+    event, or what was called with something else, is another one."""
+    a, b = node.facts, kid.facts
+    if a.span.scope.name != b.span.scope.name:
+        return False
+    if both_said(node, kid):
+        return True
+    if node.kind not in (TOOL, CODE):
+        return False
+    one, other = (as_json(facts.found.get("tool_arguments", facts.found.get("input"))) for facts in (a, b))
+    return one is not None and other is not None and bool(one != other)
 
 
 def _always(node: Node, kid: Node) -> bool:  # noqa: ARG001 - one shape for all rules

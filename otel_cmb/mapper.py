@@ -15,7 +15,6 @@ from otel_cmb.event import STATUS_ERROR, Span, event_id
 from otel_cmb.mapper_facts import Facts, from_skeleton, is_event, named, named_run, placed, skeleton
 from otel_cmb.mapper_results import as_mapping, error_result, whole
 from otel_cmb.mapper_tools import read_tool
-from otel_cmb.messages import as_json
 from otel_cmb.vocabulary import DISCRIMINATORS, FIELD_OF, NAMES, OVERRIDES, PRESENT
 from otel_cmb.vocabulary.base import (
     AGENT,
@@ -161,6 +160,7 @@ def _plain(facts: Facts) -> None:
 
 
 _NO_NAMES = frozenset(("", "unknown", "None"))
+_NAMED_IN_METADATA = ("lc_agent_name", "agent_name", "langgraph_node")
 _NAME_IN_SPAN = re.compile(
     r"(?!haystack\.)(.+)\.(?:a?run|a?run_stream|a?generate_reply|agent|_execute_core|a?kickoff|a?invoke|a?forward)", re.DOTALL
 )
@@ -176,12 +176,12 @@ def _name_agent(facts: Facts) -> None:
         facts.agent = str(name)
         return
     metadata = found.get("metadata")
-    if isinstance(metadata, str) and ("agent_name" in metadata or "langgraph_node" in metadata):
+    if isinstance(metadata, (str, Mapping)) and any(key in metadata for key in _NAMED_IN_METADATA):
         parsed = as_mapping(metadata)
         made = parsed.get("ls_integration") == "langchain_create_agent"
         if made and facts.kind == CONTAINER and parsed.get("lc_agent_name") == facts.span.name:
             facts.kind = AGENT  # an agent of LangChain whose name does not contain the word
-        for key in ("lc_agent_name", "agent_name", "langgraph_node"):
+        for key in _NAMED_IN_METADATA:
             name = parsed.get(key)
             if isinstance(name, str) and name not in _NO_NAMES:
                 facts.agent = name
@@ -223,7 +223,9 @@ def _read_container(facts: Facts) -> None:
     """The step of a smolagents CodeAgent runs code: it says so by its logs or by the error that running raised."""
     found = facts.found
     text = found.get("input")
-    if "oi_kind" not in found or not isinstance(text, str) or '"memory_step"' not in text[:64]:
+    if "oi_kind" not in found:
+        return
+    if "memory_step" not in text if isinstance(text, Mapping) else '"memory_step"' not in str(text)[:64]:
         return
     output = found.get("output")
     if (isinstance(output, str) and output.startswith("Execution logs:")) or any(
@@ -263,11 +265,5 @@ def _failed(facts: Facts) -> bool:
     if isinstance(level, int) and not isinstance(level, bool) and level >= 17:
         return True
     if facts.kind in (TOOL, CODE):
-        result = found.get("tool_result", found.get("output"))
-        if isinstance(result, str) and result[:1] in ("{", "[") and _ERROR_HINT.search(result) is not None:
-            return error_result(as_json(result))
-        return error_result(result)
+        return error_result(found.get("tool_result", found.get("output")))
     return False
-
-
-_ERROR_HINT = re.compile(r'^\[ ?false|"is_?[Ee]rror" ?: ?true|"status" ?: ?"error"')

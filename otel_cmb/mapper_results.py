@@ -6,15 +6,23 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from otel_cmb.messages import as_json
+from otel_cmb.messages import as_json, python_literal
 
-__all__ = ["EXIT_REPLY", "as_mapping", "canonical", "content_of", "error_result", "exit_code_of", "whole"]
+__all__ = ["EXIT_REPLY", "as_mapping", "canonical", "content_of", "error_result", "exit_code_of", "structure_of", "whole"]
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:
     """The mapping a JSON text holds, or an empty one."""
     parsed = as_json(value)
     return parsed if isinstance(parsed, Mapping) else {}
+
+
+def structure_of(result: str) -> Any:
+    """What a result's text holds: JSON, or the Python repr that `str` made of a dictionary or list; else the text."""
+    if result[:1] not in ("{", "["):
+        return result
+    parsed = as_json(result)
+    return python_literal(result) if parsed is result else parsed
 
 
 def canonical(name: str) -> str:
@@ -35,7 +43,7 @@ def exit_code_of(result: Any, structured: bool = True) -> int | None:
     `structured=False` looks at texts alone."""
     if isinstance(result, str):
         if result[:1] in ("{", "["):
-            result = as_json(result)
+            result = structure_of(result)
         else:
             match = _EXIT_HEAD.match(result) or _EXIT_TAIL.fullmatch(result, max(0, result.rfind("[exit code:")))
             return int(match[1]) if match is not None else None
@@ -102,7 +110,12 @@ def _content_of_mapping(result: Mapping[str, Any]) -> Any:
 
 def error_result(result: Any) -> bool:
     """Whether a tool's result says by its form that the call failed: AG2's `[false, ...]`, MCP's `isError`, LangChain's
-    `status: error`. What a tool writes as text is its own business."""
+    `status: error`, or the same as Python writes it. What a tool writes as text is its own business."""
+    if isinstance(result, str):
+        if result[:1] in ("{", "["):
+            held = structure_of(result) if _ERROR_HINT.search(result) is not None else result
+            return held is not result and error_result(held)
+        return result.endswith(_ERROR_ENDS) and _ERROR_REPR.fullmatch(result) is not None
     if isinstance(result, list):
         return len(result) == 2 and result[0] is False and isinstance(result[1], Mapping) and "content" in result[1]
     if not isinstance(result, Mapping):
@@ -117,6 +130,12 @@ def error_result(result: Any) -> bool:
             if key == "output" and inner.get("lc") == 1:
                 return error_result(inner)
     return False
+
+
+_ERROR_HINT = re.compile(r"""^\[ ?[Ff]alse|["']is_?[Ee]rror["'] ?: ?[Tt]rue|["']status["'] ?: ?["']error["']""")
+_ERROR_ENDS = ("isError=True", "status='error'")
+_ERROR_REPR = re.compile(r"meta=.{0,200}? ?content=\[.* isError=True|content=['\"\[].* status='error'", re.DOTALL)
+"""MCP's `CallToolResult` and LangChain's `ToolMessage` as `str` writes them."""
 
 
 def whole(value: Any) -> int | None:

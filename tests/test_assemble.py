@@ -220,6 +220,26 @@ def test_agents_of_one_name_inside_a_tool_are_two_calls() -> None:
     assert types(agent(1, "a"), tool(2, "ask", 1), agent(3, "a", 2)) == ["agent_call", "tool_call", "agent_call"]
 
 
+def test_a_recursion_is_as_many_calls_as_there_are() -> None:
+    """One instrumentation that tells of a call inside a call of the same name tells of two: where the program itself says
+    what they are, or where the arguments differ."""
+
+    def own(number: int, parent: int | None, kind: str, **more: str) -> Span:
+        return span(number, parent, {"cmb.event.type": kind, "cmb.agent.name": "a", "gen_ai.tool.name": "f", **more}, scope="s")
+
+    for kind in ("agent_call", "tool_call", "code_exec", "handoff", "approval_requested"):
+        assert types(own(1, None, kind), own(2, 1, kind), own(3, 2, kind)) == [kind] * 3
+    found = events(own(1, None, "llm_call"), *(own(n, 1, "llm_call", **{"cmb.meta": '{"tokens": 7}'}) for n in (2, 3)))
+    assert [(event.event_type, event.meta.get("tokens")) for event in found] == [("llm_call", None), ("llm_call", 7), ("llm_call", 7)]
+
+    def f(number: int, parent: int | None, arguments: str, scope: str = "s") -> Span:
+        return tool(number, "f", parent, scope=scope, more={"gen_ai.tool.call.arguments": arguments})
+
+    assert types(f(1, None, '{"n": 2}'), f(2, 1, '{"n": 1}')) == ["tool_call"] * 2
+    assert types(f(1, None, '{"n": 2}'), f(2, 1, '{"n":2}')) == ["tool_call"]
+    assert types(f(1, None, '{"n": 2}'), f(2, 1, '{"args": [2]}', scope="t")) == ["tool_call"]
+
+
 def test_runs_keep_duplicates_apart() -> None:
     found = events(agent(1, "a"), span(2, 1, {OI: "AGENT", "agent.name": "a"}, run="run-2"))
     assert [(event.run_id, len(event.spans)) for event in found] == [("run-1", 1), ("run-2", 1)]
@@ -255,6 +275,9 @@ HANDOFFS: list[tuple[Span, str | None, str | None]] = [
     (tool(2, "handoff", 1, more={"gen_ai.tool.call.arguments": '{"to_agent": "b", "reason": "r"}'}), "a", "b"),
     (tool(2, "transfer_to_x", 1, more={"gen_ai.tool.call.result": '{"assistant": "B x"}'}), "a", "B x"),
     (tool(2, "route", 1, more={"gen_ai.tool.call.result": '{"target": "b", "reason": "r"}'}), "a", "b"),
+    (tool(2, "route", 1, more={"gen_ai.tool.call.result": {"target": "b"}}), "a", "b"),
+    (tool(2, "route", 1, more={"gen_ai.tool.call.result": "{'target': 'b', 'reason': 'r'}"}), "a", "b"),
+    (tool(2, "route", 1, more={"gen_ai.agent.handoff.source.name": "p", "gen_ai.agent.handoff.target.name": "b"}), "p", "b"),
     (span(2, 1, {OI: "TOOL", "input.value": "p", "output.value": "b"}, name="handoff to b"), "p", "b"),
     (span(2, 1, {OI: "TOOL", "tool.name": "transfer_to_b_1", "output.value": '[true, {"content": {"agent_name": "b"}}]'}), "a", "b"),
     (span(2, 1, {"langgraph.command.source_node": "n", "langgraph.command.goto_node": "b"}), "n", "b"),

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -207,6 +209,68 @@ def test_capture_tells_what_happened(capture: str) -> None:
         for name, (right, found, expected) in score(capture, spans, events_of(spans)).items()
         if not right and (capture, name) not in EXPLAINED
     }
+    assert wrong == {}
+
+
+def _rewritten(rewrite: Callable[[Any], Any]) -> Callable[[list[Span]], None]:
+    """Every attribute that is a JSON text, written in another way."""
+
+    def change(spans: list[Span]) -> None:
+        for span in spans:
+            for key, value in span.attributes.items():
+                if isinstance(value, str) and value[:1] in ("{", "["):
+                    with contextlib.suppress(ValueError):
+                        span.attributes[key] = rewrite(json.loads(value))
+
+    return change
+
+
+def _backwards(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _backwards(item) for key, item in reversed(value.items())}
+    return [_backwards(item) for item in value] if isinstance(value, list) else value
+
+
+def _python(spans: list[Span]) -> None:
+    for span in spans:
+        for key in ("gen_ai.tool.call.arguments", "gen_ai.tool.call.result"):
+            value = span.attributes.get(key)
+            if isinstance(value, str) and value[:1] in ("{", "["):
+                with contextlib.suppress(ValueError):
+                    span.attributes[key] = repr(json.loads(value))
+
+
+def _coarse(spans: list[Span]) -> None:
+    for span in spans:
+        span.start_ns -= span.start_ns % 1_000_000
+        span.end_ns = None if span.end_ns is None else span.end_ns - span.end_ns % 1_000_000
+
+
+def _doubles(spans: list[Span]) -> None:
+    for span in spans:
+        span.attributes |= {key: float(value) for key, value in span.attributes.items() if type(value) is int}
+
+
+HABITS: dict[str, Callable[[list[Span]], None]] = {
+    "keys in another order": _rewritten(lambda value: json.dumps(_backwards(value))),
+    "indented": _rewritten(lambda value: json.dumps(value, indent=2)),
+    "structured attributes": _rewritten(lambda value: value),
+    "python reprs": _python,
+    "a clock of milliseconds": _coarse,
+    "doubles for integers": _doubles,
+}
+"""What other SDKs do with the same."""
+
+
+@pytest.mark.parametrize("habit", HABITS)
+def test_habits_of_other_sdks_change_nothing(habit: str) -> None:
+    wrong = {}
+    for capture in sorted(TRUTH):
+        spans = spans_of(capture)
+        HABITS[habit](spans)
+        for name, (right, found, expected) in score(capture, spans, events_of(spans)).items():
+            if not right:
+                wrong[capture, name] = found, expected
     assert wrong == {}
 
 

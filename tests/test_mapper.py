@@ -193,6 +193,12 @@ FAILURES: list[tuple[dict[str, Any], dict[str, Any], str | None]] = [
     ({**RUN, "gen_ai.tool.call.result": "ValueError: x\n[exit code: 1]"}, {}, "ValueError: x"),
     ({**RUN, "gen_ai.tool.call.result": '{"exitcode": 2, "stderr": "a\\nb"}'}, {}, "b"),
     ({**RUN, "gen_ai.tool.call.result": '{"result": "exitcode: 3\\nq"}'}, {}, "q"),
+    ({**RUN, "gen_ai.tool.call.result": "{'exitcode': 4, 'stderr': 'e'}"}, {}, "e"),
+    ({**TOOL, "gen_ai.tool.call.result": "{'isError': True, 'content': [{'type': 'text', 'text': 'bad'}]}"}, {}, "bad"),
+    ({**TOOL, "gen_ai.tool.call.result": "meta=None content=[TextContent(text='no')] isError=True"}, {},
+     "meta=None content=[TextContent(text='no')] isError=True"),
+    ({**TOOL, "gen_ai.tool.call.result": "content='no' name='f' tool_call_id='1' status='error'"}, {},
+     "content='no' name='f' tool_call_id='1' status='error'"),
     ({"ag2.span.type": "code_execution", "ag2.code_execution.exit_code": 124, "ag2.code_execution.output": "Timeout"}, {}, "Timeout"),
     ({"gen_ai.operation.name": "chat", "error.type": "openai.RateLimitError"}, {"status": 2, "message": "429"}, "429"),
     ({"cmb.event.type": "tool_call", "cmb.error.message": "told"}, {"status": 2, "message": "other"}, "told"),
@@ -213,6 +219,8 @@ SUCCESSES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({**TOOL, "gen_ai.tool.call.result": '{"status": "error"}'}, {}),
     ({**RUN, "gen_ai.tool.call.result": "exitcode: 0\nok"}, {}),
     ({**RUN, "gen_ai.tool.call.result": "ok"}, {}),
+    ({**TOOL, "gen_ai.tool.call.result": "the answer had isError=True"}, {}),
+    ({**RUN, "gen_ai.tool.call.result": "{'exitcode': 0}"}, {}),
     (TOOL, {"status": 2, "events": [exception("langgraph.errors.ParentCommand", "goto")]}),
 ]  # fmt: skip
 
