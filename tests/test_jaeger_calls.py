@@ -154,7 +154,7 @@ def test_more_calls_than_allowed_are_told_to_come_back(sqlite_url: str, monkeypa
 
     with served(sqlite_url) as address, grpc.insecure_channel(address) as channel:
         waiting = [channel.stream_unary(READER + "GetServices").future(silence(), timeout=20) for _ in range(5)]
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             try:
                 Client(channel).services()
@@ -165,7 +165,7 @@ def test_more_calls_than_allowed_are_told_to_come_back(sqlite_url: str, monkeypa
         for call in waiting:
             call.cancel()
         never.set()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             try:
                 assert Client(channel).services() == []
@@ -195,8 +195,10 @@ def test_clients_that_do_not_take_their_answers_hold_nobody_up(
                 started = time.monotonic()
                 assert Client(channel).services() == ["svc"]
                 assert sum(map(len, Client(channel).get_traces(f"{1:032x}").values())) == 1_199
-                assert time.monotonic() - started < 5
-            deadline = time.monotonic() + 20
+                took = time.monotonic() - started
+                print(f"answered after {took:.1f} s")
+                assert took < 5
+            deadline = time.monotonic() + 60
             while caplog.text.count("took no piece") < 12 and time.monotonic() < deadline:
                 time.sleep(0.05)
             assert caplog.text.count("took no piece") == 12

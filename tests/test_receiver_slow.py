@@ -97,16 +97,16 @@ def ended_span() -> ReadableSpan:
 
 
 def test_idle_and_dribbling_clients_keep_no_exporter_waiting() -> None:
-    with running(max_concurrent=2) as server, crowd(server) as everybody:
+    with running(max_concurrent=2, read_timeout=200) as server, crowd(server) as everybody:
         house = server.receiver.house
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 100
         # gRPC's silent streams and HTTP's unfinished bodies are inside, and hold no thread
         expected = 2 * SLOW + IDLE // 4 + 2 * (IDLE // 4)
         while house.reading.inside < expected and time.monotonic() < deadline:
             time.sleep(0.05)
         assert house.reading.inside == expected
         assert house.working.inside == 0
-        exporter = OTLPSpanExporter(endpoint=server.grpc, insecure=True, timeout=10)
+        exporter = OTLPSpanExporter(endpoint=server.grpc, insecure=True, timeout=60)
         session = requests.Session()
         took: list[float] = []
         span = ended_span()
@@ -114,13 +114,13 @@ def test_idle_and_dribbling_clients_keep_no_exporter_waiting() -> None:
             started = time.monotonic()
             assert exporter.export([span]) is SpanExportResult.SUCCESS
             between = time.monotonic()
-            found = session.post(server.http + "/v1/traces", BODY, timeout=10,
+            found = session.post(server.http + "/v1/traces", BODY, timeout=60,
                                  headers={"content-type": "application/x-protobuf"})
             assert found.status_code == 200
             took += [between - started, time.monotonic() - between]
         exporter.shutdown()
-        assert statistics.median(took) < 0.1
-        assert max(took) < 2
+        assert statistics.median(took) < 2  # some milliseconds on a quiet machine; behind the others it would be minutes
+        assert max(took) < 20
         assert len(server.pipeline.spans) == 40
         assert len(everybody) == 2 * (IDLE + SLOW)
 
@@ -131,7 +131,7 @@ def test_their_time_ends() -> None:
         began = IDLE // 4  # of the idle ones, in each of the ways
         expected = {("http", "traces", "slow"): SLOW + 2 * began, ("grpc", "traces", "slow"): SLOW + began}
         answers = server.receiver.intake.requests
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 100
         while ({key: answers[key] for key in expected} != expected or house.reading.inside) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert {key: answers[key] for key in expected} == expected
@@ -155,17 +155,17 @@ def test_clients_that_never_finish_their_handshake_keep_nobody_waiting(made: Pat
         took = []
         for _ in range(10):
             started = time.monotonic()
-            found = requests.post(url + "/v1/traces", BODY, timeout=10, verify=str(made / "ca1.crt"),
+            found = requests.post(url + "/v1/traces", BODY, timeout=60, verify=str(made / "ca1.crt"),
                                   headers={"content-type": "application/x-protobuf"})
             assert found.status_code == 200
             took.append(time.monotonic() - started)
         exporter = OTLPSpanExporter(
-            endpoint=f"https://localhost:{addresses[0][1]}", timeout=10,
+            endpoint=f"https://localhost:{addresses[0][1]}", timeout=60,
             credentials=grpc.ssl_channel_credentials((made / "ca1.crt").read_bytes()))
         started = time.monotonic()
         assert exporter.export([ended_span()]) is SpanExportResult.SUCCESS
         took.append(time.monotonic() - started)
         exporter.shutdown()
-        assert max(took) < 3
+        assert max(took) < 20
         for connection in waiting:
             connection.close()
