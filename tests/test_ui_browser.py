@@ -320,7 +320,7 @@ def test_a_real_program_is_watched_while_it_runs_and_when_it_is_killed(browser: 
          sys.executable, "program.py", "pid"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )
     try:
-        until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), seconds=30)
+        until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
         browser.screen()
         with serving(create_app(lambda: open_reader(database))) as base:
             browser.open(base + "/")
@@ -354,7 +354,7 @@ def test_new_runs_come_to_the_list_by_themselves(base: str, engine: sa.Engine, b
     browser.open(base + "/")
     with engine.begin() as connection:
         add_run(connection, BIG, started=START + timedelta(days=1), status="executing", completed_at=None)
-    until(lambda: len(browser.all(".runs tbody tr")) == 2, seconds=4)
+    until(lambda: len(browser.all(".runs tbody tr")) == 2)
     assert "executing" in browser.text(".runs tbody tr")
 
 
