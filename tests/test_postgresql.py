@@ -296,7 +296,7 @@ def test_a_run_two_writers_make_is_locked_by_the_second_too(postgresql_url, monk
     thread.start()
     time.sleep(0.2)
     first.commit()
-    thread.join(10)
+    thread.join(60)
     monkeypatch.setattr(dialects, "LOCK_WAIT", "200ms")
     dialects.begin_write(third)
     with pytest.raises(sa.exc.DBAPIError) as caught:

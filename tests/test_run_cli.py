@@ -81,8 +81,12 @@ def test_however_the_program_ends_what_had_ended_is_stored_and_what_had_not_is_c
         with agent("ended"):
             pass
         open_ = running("open")
-        import time
-        time.sleep(0.4)
+        import contextlib, sqlite3, time
+        for _ in range(3000):  # until its row is there
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect("otel_cmb.db")) as other:
+                if other.execute("SELECT 1 FROM execution_events WHERE agent_name = 'open'").fetchone():
+                    break
+            time.sleep(0.02)
         {text}
     """)
     done = shell.run("otel-cmb", "run", "--", "python", "program.py")
