@@ -26,7 +26,7 @@ def _exception(facts: Facts) -> Mapping[str, Any] | None:
 
 
 def _short(text: str) -> str:
-    head = text
+    head = text = _told(text)
     cut = text.find("Traceback (most recent call last)")
     if cut > 0:
         head = text[:cut].strip()
@@ -36,6 +36,18 @@ def _short(text: str) -> str:
     if len(head) > MAX_MESSAGE:
         head = head[: MAX_MESSAGE - 1] + "…"
     return head
+
+
+def _told(text: str) -> str:
+    """`Error running tool: no x` of what the OpenAI Agents SDK says: `{'message': ..., 'data': {'error': ...}}`, as `str` writes it."""
+    if not text.startswith(("{'message': ", '{"message": ')):
+        return text
+    held = structure_of(text)
+    if not isinstance(held, Mapping) or not isinstance(held.get("message"), str):
+        return text
+    data = held.get("data")
+    reason = data.get("error") if isinstance(data, Mapping) else None
+    return f"{held['message']}: {reason}" if reason else held["message"]
 
 
 def _last_line(text: str) -> str:

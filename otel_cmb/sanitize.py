@@ -328,10 +328,15 @@ def clean_attributes(
     return result
 
 
+_EXACT = frozenset((str,))
+
+
 def _is_clean(attributes: dict[str, Any], max_value_bytes: int) -> bool:
     try:
         keys = "".join(attributes)
     except TypeError:
+        return False
+    if not _EXACT.issuperset(map(type, attributes)):  # a member of an Enum has the text of a key and another hash
         return False
     if not keys.isascii() or "\0" in keys or (len(keys) > MAX_KEY_BYTES and max(map(len, attributes)) > MAX_KEY_BYTES):
         return False

@@ -7,6 +7,7 @@ from typing import Any
 from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_cmb.event import Link, Resource, Scope, Span, SpanEvent, Stamp
+from otel_cmb.sanitize import clean
 
 __all__ = ["plain_dict", "span_from_sdk"]
 
@@ -37,7 +38,7 @@ def span_from_sdk(span: ReadableSpan, stamp: Stamp | None = None) -> Span:
     return Span(
         trace_id=f"{context.trace_id:032x}",
         span_id=f"{context.span_id:016x}",
-        name=span.name,
+        name=_text(span.name),
         start_ns=span.start_time or 0,
         end_ns=span.end_time,
         parent_span_id=parent_span_id,
@@ -46,7 +47,7 @@ def span_from_sdk(span: ReadableSpan, stamp: Stamp | None = None) -> Span:
         status_message=status.description or "",
         attributes=_attributes(getattr(span, "_attributes", None) or span.attributes),
         events=[
-            SpanEvent(event.name, event.timestamp, _attributes(event.attributes), _dropped(event.attributes))
+            SpanEvent(_text(event.name), event.timestamp, _attributes(event.attributes), _dropped(event.attributes))
             for event in events
         ] if events else [],
         links=[
@@ -88,6 +89,13 @@ def _attributes(attributes: Any) -> dict[str, Any]:
         for key, value in copied.items():
             copied[key] = _plain(value)
     return copied
+
+
+def _text(name: Any) -> str:
+    """A name as text: the SDK takes what it is given."""
+    if type(name) is str:
+        return name
+    return "" if name is None else str(clean(name))
 
 
 def _plain(value: Any) -> Any:

@@ -184,6 +184,8 @@ FAILURES: list[tuple[dict[str, Any], dict[str, Any], str | None]] = [
     (TOOL, {"status": 2, "events": [exception("KeyError", "no x"), exception("KeyError", "no x")]}, "no x"),
     (TOOL, {"status": 2, "message": "KeyError('x')Traceback (most recent call last):\n  File"}, "KeyError('x')"),
     (TOOL, {"status": 2, "message": "Traceback (most recent call last):\n  File y\nKeyError: 'x'"}, "KeyError: 'x'"),
+    (TOOL, {"status": 2, "message": "{'message': 'Error running tool', 'data': {'tool_name': 'f', 'error': 'no x'}}"},
+     "Error running tool: no x"),
     ({**TOOL, "error.type": "ExecutionError"}, {}, "ExecutionError"),
     ({**TOOL, "gen_ai.task.status": "failure", "error.type": "KeyError"}, {}, "KeyError"),
     ({**TOOL, "gen_ai.tool.call.result": '{"isError": true, "content": [{"type": "text", "text": "bad"}]}'}, {}, "bad"),

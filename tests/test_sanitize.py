@@ -187,3 +187,14 @@ def test_a_span_is_cleaned_everywhere_and_its_resource_stays_shared() -> None:
     assert "\0" not in repr(spans)
     assert "\\x00" not in repr(spans)
     assert resource.attributes == {"host": "a\0"}
+
+
+def test_keys_that_only_look_like_texts_become_texts() -> None:
+    """The SDK lets members of a `str` Enum through as keys: their hash is not that of the text, and no encoder takes them."""
+
+    class Key(str, enum.Enum):
+        OPERATION = "gen_ai.operation.name"
+
+    cleaned = sanitize.clean_attributes({Key.OPERATION: Key.OPERATION, "list": [Key.OPERATION], "map": {Key.OPERATION: 1}})
+    assert cleaned == {"gen_ai.operation.name": "gen_ai.operation.name", "list": ["gen_ai.operation.name"], "map": {"gen_ai.operation.name": 1}}
+    assert [type(key) for key in cleaned] == [str] * 3
