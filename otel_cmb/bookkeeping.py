@@ -65,7 +65,7 @@ class Bookkeeper:
                 fates.append((item.seq, fate))
                 if fate.result not in (PARKED, DEFERRED):
                     progress.counts[fate.result] = progress.counts.get(fate.result, 0) + 1
-                    self._note_end(progress, item.span, own)
+                    self._note_end(progress, item.span, own or isinstance(journal, Standby))
             elif item.command is not None:
                 _note_command(progress, item.command, fate)
         lost = sum(record.gap + (record.seq in batch.broken) for record in records)
@@ -74,7 +74,7 @@ class Bookkeeper:
             self._trouble.say("damaged", "%d journal record(s) were damaged on the disk and are lost", lost)
         while own and self._things:
             progress.opened.append(self._things.pop())
-        journal.advance(progress)
+        self._advance(journal, progress)
         if not self._is_counted(journal):
             return
         self._ledger.count(fates, lost, own=own)
@@ -103,17 +103,24 @@ class Bookkeeper:
                 continue
             progress.unpark.append(item.seq)
             if item.span is not None:
-                self._note_end(progress, item.span, own)
+                self._note_end(progress, item.span, own or isinstance(journal, Standby))
                 progress.counts[fate.result] = progress.counts.get(fate.result, 0) + 1
                 settled.append(fate)
                 pending += before.reason == UNSETTLED
             elif item.command is not None:
                 _note_command(progress, item.command, fate)
-        journal.advance(progress)
+        self._advance(journal, progress)
         if self._is_counted(journal):
             self._ledger.count_parked(settled, pending)
         with self._ledger.progress:
             self._ledger.progress.notify_all()
+
+    def _advance(self, log: Journal | Standby, progress: Progress) -> None:
+        """Note it. What was begun or ended in memory is the journal's to know, if there is one: it outlives the process."""
+        log.advance(progress)
+        journal = self._intake.journal
+        if isinstance(log, Standby) and (progress.opened or progress.closed) and journal is not None and journal.opened:
+            journal.advance(Progress(opened=progress.opened, closed=progress.closed))
 
     def _is_counted(self, journal: Journal | Standby) -> bool:
         """Whether its spans are in our counts: our journal, our memory, or a journal we left at an earlier shutdown."""
@@ -126,9 +133,9 @@ class Bookkeeper:
             self._opened.add(id_)
             progress.opened.append(("event", id_, body))
 
-    def _note_end(self, progress: Progress, span: Span, own: bool) -> None:
+    def _note_end(self, progress: Progress, span: Span, of_this_process: bool) -> None:
         id_ = event_id(span.trace_id, span.span_id)
-        if not own or id_ in self._opened:
+        if not of_this_process or id_ in self._opened:
             self._opened.discard(id_)
             progress.closed.append(("event", id_))
 

@@ -187,7 +187,8 @@ class Intake:
 
     def rescue(self) -> None:
         """The database is away: what is in memory goes to the journal if that can be written by now."""
-        self._fresh.clear()
+        with self.lock:  # an append of another thread looks at the oldest of them
+            self._fresh.clear()
         standby = self.standby
         if standby is None or not standby.backlog() or self.journal is None:
             return

@@ -129,12 +129,28 @@ class State:
 
     def counts(self) -> dict[str, int]:
         """Counters noted by :meth:`advance`."""
-        return dict(self._query("SELECT name, n FROM counts"))
+        with self.lock:
+            counts = dict(self._query("SELECT name, n FROM counts"))
+            for progress in self._unsaved:
+                for name, n in progress.counts.items():
+                    counts[name] = counts.get(name, 0) + n
+        return counts
 
     @property
     def empty(self) -> bool:
-        """Nothing is parked, open or not yet written. Raises :class:`sqlite3.Error`."""
-        return not self._any("parked") and not self._any("open") and not self._unsaved
+        """Nothing is parked or open, noted or not: what is done is done, also where the disk has no room to note it. Raises
+        :class:`sqlite3.Error`."""
+        with self.lock:
+            if not self._unsaved:
+                return not self._any("parked") and not self._any("open")
+            parked = {seq for seq, in self._query("SELECT seq FROM parked")}
+            running = set(self._query("SELECT kind, id FROM open"))
+            for progress in self._unsaved:
+                parked.update(one.seq for one in progress.park)
+                parked.difference_update(progress.unpark)
+                running.update((kind, id_) for kind, id_, _ in progress.opened)
+                running.difference_update(progress.closed)
+            return not parked and not running
 
     def _query(self, sql: str, values: Iterable[Any] = ()) -> list[Any]:
         """Rows; none when there is no file. Raises :class:`sqlite3.OperationalError`."""

@@ -118,18 +118,19 @@ class Writer:
 
     def _loop(self) -> None:
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))  # an instrumented database driver must not trace us
-        worked = 0.0
+        worked = ended = 0.0
         while True:
             with contextlib.suppress(queue.Empty):
                 self._wake.get(timeout=self._pause())
             while not self._wake.empty():
                 self._wake.get()
-            self._linger(max(LINGER, min(LONGEST_LINGER, LINGER_FACTOR * worked)))
+            self._linger_until(max(time.perf_counter() + LINGER, ended + min(LONGEST_LINGER, LINGER_FACTOR * worked)))
             self._awake = self._drainer.urgent = False
             if not self._stopping:
                 begun = time.perf_counter()
                 self._drainer.guarded_step()
-                worked = time.perf_counter() - begun
+                ended = time.perf_counter()
+                worked = ended - begun
                 continue
             with self._drainer.start_lock:
                 self.close()
@@ -138,8 +139,7 @@ class Writer:
                     return
                 self._stopping = False  # somebody has begun anew
 
-    def _linger(self, seconds: float) -> None:
-        until = time.perf_counter() + seconds
+    def _linger_until(self, until: float) -> None:
         while not self._drainer.urgent and not self._stopping and (left := until - time.perf_counter()) > 0:
             with contextlib.suppress(queue.Empty):
                 self._wake.get(timeout=left)
@@ -162,10 +162,12 @@ class Writer:
                 return
             journal, standby = self._intake.take_out()
         lost = self._give_up(standby, journal) if standby is not None else 0
-        totals = {"lost:journal": lost} if lost else {}
+        totals = standby.counts() if standby is not None else {}
+        if lost:
+            totals["lost:journal"] = totals.get("lost:journal", 0) + lost
         left, adoption = self._ledger.left, self._drainer.adoption
         for one in [*adoption.journals, *([journal] if journal is not None else [])]:
-            counts, path = (one.counts(), one.path) if one.opened else ({}, "")
+            counts, path = (_counted(one), one.path) if one.opened else ({}, "")
             parked = parked_in(one) if one is journal or path in left else {}
             if one.close():
                 left.pop(path, None)
@@ -203,3 +205,11 @@ class Writer:
             return spans
         self._ledger.pending_again(spans - waiting)
         return 0
+
+
+def _counted(journal: Journal) -> dict[str, int]:
+    """Its counters; none where they cannot be read now."""
+    try:
+        return journal.counts()
+    except sqlite3.OperationalError:
+        return {}

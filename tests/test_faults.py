@@ -279,6 +279,34 @@ def test_the_journals_disk_is_full(postgresql_url: str, state_dir: Path) -> None
     assert len(events(postgresql_url)) == 300
 
 
+def test_the_journals_disk_stays_full(sqlite_url: str, state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What went through memory is counted with the rest, and its run's end is the journal's to know: nothing stays behind."""
+    from otel_cmb.accounting import Totals
+
+    with pipeline_of(sqlite_url, state_dir) as pipeline:
+        pipeline.accept_command({"do": "run_start", "id": "r", "agent": "a", "at": clock.now_ns()})
+        accept(pipeline)
+        assert pipeline.flush(10)
+        journal = pipeline._intake.journal
+        assert journal is not None
+        assert ("run", "r", b"") in journal.opened_things()
+        journal._state.connect().execute("PRAGMA max_page_count=1")
+
+        def no_room(*_: Any) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(journal._log, "write", no_room)
+        accept(pipeline, 7)
+        pipeline.accept_command({"do": "run_end", "id": "r", "status": "completed", "at": clock.now_ns()})
+        assert pipeline.flush(10)
+        directory = state_directory(pipeline.settings)
+        assert pipeline.shutdown()
+    assert len(events(sqlite_url)) == 12
+    assert query(sqlite_url, "SELECT status FROM workflow_runs WHERE id = 'r'") == [("completed",)]
+    assert list(journals(directory)) == []
+    assert Totals(directory).read()["committed"] == 12
+
+
 def test_damage_in_the_middle_of_a_dead_journal(database_url: str, state_dir: Path) -> None:
     with pipeline_of(database_url, state_dir) as pipeline:
         accept(pipeline, 1)

@@ -195,6 +195,24 @@ def test_no_room_for_the_log_raises_and_leaves_nothing_half_written(state_dir: P
     assert os.waitpid(pid, 0)[1] == 0
 
 
+def test_what_is_done_is_given_back_although_the_disk_has_no_room_to_note_it(state_dir: Path) -> None:
+    journal = make(state_dir)
+    journal.append([b"one", b"two", b"three"])
+    path = journal.path
+    one, two, three = journal.read(9)
+    journal.advance(Progress(done=one, opened=[("run", "r", b"")], counts={"committed": 1}))
+    journal._state.connect().execute("PRAGMA max_page_count=1")
+    opened = [("event", str(n), b"x" * 10_000) for n in range(9)]
+    journal.advance(Progress(done=two, opened=opened, park=[Parked(two.seq, "no_run", b"x")], counts={"committed": 2}))
+    assert not journal._state.empty
+    journal.advance(Progress(
+        done=three, unpark=[two.seq], closed=[("run", "r"), *((kind, id_) for kind, id_, _ in opened)], counts={"lost": 1}))
+    assert journal._state._unsaved, "there was room"
+    assert journal.counts() == {"committed": 3, "lost": 1}
+    assert journal.close()
+    assert not os.path.exists(path)
+
+
 def test_a_state_that_cannot_be_written_now_is_written_later(state_dir: Path) -> None:
     journal = make(state_dir)
     journal.append([b"one", b"two"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import logging
 import os
 import pickle
@@ -44,6 +45,27 @@ def _forget() -> Iterator[None]:
 
 
 # Live rows.
+
+
+def test_the_time_between_two_looks_is_part_of_the_rest(
+    sqlite_url: str, state_dir: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A writer that worked for long rests before the next step, but not after it waited for work anyway."""
+    steps: list[tuple[float, float]] = []
+
+    def work(self: Drainer) -> None:
+        begun = time.monotonic()
+        time.sleep(0.05)
+        steps.append((begun, time.monotonic()))
+
+    with tracing(sqlite_url, state_dir) as (tracer, processor):
+        with tracer.start_as_current_span("invoke_agent", attributes=AGENT):
+            with monkeypatch.context() as patch:
+                patch.setattr(Drainer, "guarded_step", work)
+                wait_for(lambda: len(steps) >= 8, 10, 0.05)
+        assert processor.force_flush(10_000)
+    rests = [later[0] - sooner[1] for sooner, later in itertools.pairwise(steps)]
+    assert min(rests) < 0.22, rests  # 0.1 between two looks and 0.15 of rest, one after the other, were 0.25
 
 
 def test_a_running_span_is_a_row_within_a_moment(database_url: str, state_dir: Path) -> None:
