@@ -6,7 +6,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -125,13 +125,6 @@ def _descriptors() -> dict[str, str]:
     return found
 
 
-def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        gc.collect()
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails if the test leaves a thread or an open file, socket or connection behind. Name it first among a test's
@@ -141,9 +134,14 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     gc.collect()
     threads, descriptors = set(threading.enumerate()), _descriptors()
     yield
-    _wait_until(lambda: set(threading.enumerate()) <= threads and _descriptors().keys() <= descriptors.keys(), 20)
-    left = [thread.name for thread in threading.enumerate() if thread not in threads]
-    opened = {target for name, target in _descriptors().items() if name not in descriptors}
+    deadline = time.monotonic() + 20
+    while True:
+        gc.collect()
+        left = [thread.name for thread in threading.enumerate() if thread not in threads]
+        opened = {target for name, target in _descriptors().items() if name not in descriptors}
+        if not (left or opened) or time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
     assert not left, f"threads left behind: {left}"
     assert not opened, f"descriptors left behind: {opened}"
 
