@@ -39,7 +39,7 @@ def _short(text: str) -> str:
 
 
 def _told(text: str) -> str:
-    """`Error running tool: no x` of what the OpenAI Agents SDK says: `{'message': ..., 'data': {'error': ...}}`, as `str` writes it."""
+    """`Error running tool: no x` of `{'message': ..., 'data': {'error': ...}}`, as the OpenAI Agents SDK writes it."""
     if not text.startswith(("{'message': ", '{"message": ')):
         return text
     held = structure_of(text)
