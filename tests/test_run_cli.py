@@ -576,6 +576,30 @@ def test_frameworks_can_be_left_out(shell: Shell) -> None:
     assert shell.events() == []
 
 
+STAND_IN = """
+class Agent:
+    _instrument_default = False
+
+    @classmethod
+    def instrument_all(cls, instrument=True):
+        cls._instrument_default = instrument
+"""
+"""As pydantic-ai 2.68 is switched on; it is not among the packages of the tests."""
+
+
+@pytest.mark.parametrize("left_out", ["nothing", "pydantic_ai"])
+def test_a_framework_with_its_own_instrumentation_is_told_to_use_it(shell: Shell, tmp_path: Path, left_out: str) -> None:
+    """Once the program imports it, and not sooner."""
+    (tmp_path / "pydantic_ai.py").write_text(STAND_IN)
+    program = (
+        "import sys; assert 'pydantic_ai' not in sys.modules; import pydantic_ai; print(pydantic_ai.Agent._instrument_default)"
+    )
+    done = shell.run("otel-cmb", "run", "--verbose", "--no-instrument", left_out, "--", "python", "-c", program,
+                     PYTHONPATH=str(tmp_path))
+    assert done.stdout == f"{left_out == 'nothing'}\n", done.stderr
+    assert ("pydantic_ai by itself" in done.stderr) == (left_out == "nothing")
+
+
 # -- wrong input: one sentence, exit code 2, the program does not start ------------------------------------------------
 
 

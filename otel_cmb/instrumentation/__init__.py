@@ -17,6 +17,8 @@ from importlib.metadata import EntryPoint, entry_points
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
+from otel_cmb.instrumentation.native import NATIVE
+
 __all__ = ["FRAMEWORKS", "Framework", "instrument_frameworks", "managed_names", "post_instrument"]
 
 _log = logging.getLogger("otel_cmb")
@@ -105,6 +107,10 @@ def instrument_frameworks(excluded: Collection[str] = ()) -> dict[str, str]:
                    if entry_point.name in framework.entry_points):
                 taken[framework.name] = distribution
                 break
+    for native in NATIVE:
+        if native.name not in left_out and _installed(native.module):
+            native.switch_on()
+            taken[native.name] = "itself"
     said = ", ".join(f"{name} by {by}" for name, by in taken.items()) or "no framework"
     _log.info("otel-cmb instruments %s", said)
     if os.environ.get(VERBOSE):
