@@ -138,7 +138,7 @@ class Lab:
             return f"sqlite:///{path}", str(directory)
         with self.engine.begin() as connection:
             connection.exec_driver_sql("DELETE FROM execution_events")
-            for table in () if self.attached else ("otel_cmb_spans", "otel_cmb_traces"):
+            for table in () if self.attached else ("otel_cmb_spans", "otel_cmb_traces", "otel_cmb_waiting"):
                 connection.exec_driver_sql(f"DELETE FROM {table}")
         return self.url, str(directory)
 
