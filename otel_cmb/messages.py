@@ -12,6 +12,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from otel_cmb.messages_repr import message_of_repr
+
 __all__ = ["as_json", "conversation", "fenced_code", "python_literal", "text_of"]
 
 MAX_LITERAL = 65_536
@@ -305,6 +307,9 @@ def conversation(value: Any, role: str = "user", depth: int = 6) -> list[dict[st
             return [{"role": "assistant", "content": None, "tool_calls": [call_of(item) for item in value]}]
         if len(value) == 1 and isinstance(value[0], Mapping):
             return conversation(value[0], role, depth - 1)
+        if value and isinstance(value[0], str):
+            written = [message_of_repr(item) for item in value]
+            return None if None in written else [message for message in written if message is not None]
         return None
     if isinstance(value, Mapping):
         if _looks_like_message(value):

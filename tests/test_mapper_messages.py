@@ -221,3 +221,23 @@ def test_envelopes() -> None:
     assert error_result({"isError": True})
     assert not error_result({"isError": "yes"})
     assert not error_result([False, 1])
+
+
+AUTOGEN = "id='1' source='{}' models_usage=RequestUsage(prompt_tokens=1, completion_tokens=2) metadata={{}} content={} type='TextMessage'"
+
+
+def test_messages_that_are_python_texts() -> None:
+    """As OpenInference writes the arguments of AutoGen, Haystack and LlamaIndex."""
+    asked = [AUTOGEN.format("user", "\"it's\""), AUTOGEN.format("writer", r"'one\n\'two\' \u00e9 \\'")]
+    assert conversation(json.dumps({"messages": asked, "cancellation_token": "<object>"})) == [
+        {"role": "user", "name": "user", "content": "it's"},
+        {"role": "assistant", "name": "writer", "content": "one\n'two' \xe9 \\"},
+    ]
+    for text in (
+        "ChatMessage(_role=<ChatRole.SYSTEM: 'system'>, _content=[TextContent(text='a'), TextContent(text='b')], _name=None)",
+        "ChatMessage(role=<MessageRole.SYSTEM: 'system'>, blocks=[TextBlock(block_type='text', text='a'), TextBlock(text='b')])",
+    ):
+        assert conversation([text]) == [{"role": "system", "content": "a\nb"}]
+    for hostile in (r"id='1' source='a' content='\x \q \ud800 \U00110000'", "id='1' source='a' content='" + "\\" * 99_999, "id='" * 50_000):
+        conversation([hostile])
+    assert conversation(["plain", AUTOGEN.format("user", "'x'")]) is None
