@@ -60,10 +60,11 @@ class Commands:
                     connection, run, name, node_type=command.get("node_type") or "agent", agent=command.get("agent"),
                     parent=command.get("parent"))
             else:
-                self._workflow.update(connection, "dag_nodes", {"run_id": run.id, "id": name}, {"status": "running"})
+                self._workflow.update(
+                    connection, "dag_nodes", {"run_id": run.id, "id": self._workflow.node_key(name)}, {"status": "running"})
         elif action == "node_end":
             self._workflow.update(
-                connection, "dag_nodes", {"run_id": run.id, "id": name}, {"status": command["status"]})
+                connection, "dag_nodes", {"run_id": run.id, "id": self._workflow.node_key(name)}, {"status": command["status"]})
         elif action == "step_start":
             if self._workflow.find_created_step(connection, run.id, name) is None:
                 self._workflow.create_step(connection, run, name, goal=command.get("goal"), at_ns=command["at"])

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from sqlalchemy import exc
 
 from otel_cmb.config import safe_url
-from otel_cmb.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
+from otel_cmb.errors import ConfigurationError, DatabaseUnavailableError, RunNotFoundError, SchemaError
 
 __all__ = ["Fault", "Verdict", "classify"]
 
@@ -139,6 +139,7 @@ _CONNECT_TEXTS: tuple[tuple[str, Fault, str], ...] = (
 _CLASSES: tuple[tuple[type[BaseException], Fault, str], ...] = (
     (ConfigurationError, _MIS, ""),
     (SchemaError, _MIS, ""),
+    (RunNotFoundError, _BAD, ""),
     (DatabaseUnavailableError, _OUT, ""),
     (exc.TimeoutError, _OUT, "all connections to the database are in use"),
     (exc.DisconnectionError, _OUT, "connection to the database failed"),

@@ -6,7 +6,8 @@ import os
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from otel_cmb.capture import strip_content
 from otel_cmb.config import Settings
@@ -16,7 +17,7 @@ from otel_cmb.journal import Journal, JournalFullError
 from otel_cmb.journal_records import END, Record
 from otel_cmb.ledger import Ledger
 from otel_cmb.redact import Redactor
-from otel_cmb.sanitize import UNCUT, clean_span
+from otel_cmb.sanitize import UNCUT, clean, clean_span
 from otel_cmb.standby import Standby
 from otel_cmb.state_paths import state_directory
 from otel_cmb.trouble import Trouble
@@ -25,6 +26,9 @@ __all__ = ["Intake", "parked_in"]
 
 FRESH, FRESH_OF_SERVER = 128, 2048
 """Most spans kept in memory besides their record, so that a writer that keeps up need not decode them."""
+
+SAID = ("task", "goal", "error", "meta")
+"""What of a command people and programs say; the rest is names and times."""
 
 NO_CONTENT_ABOVE = 0.85
 """Part of the journal's size cap: nearly full, what happened is worth more than what was said."""
@@ -115,6 +119,16 @@ class Intake:
         if self.fuller_than(NO_CONTENT_ABOVE):
             strip_content(span, ("none",))
         return span
+
+    def prepared_command(self, command: Mapping[str, Any]) -> dict[str, Any]:
+        """The same for a row of `run()`, `node()` or `step()`."""
+        limit = self._settings.max_value_bytes
+        cleaned = {key: clean(value, max_value_bytes=limit if self._redactor is None else UNCUT)
+                   for key, value in command.items()}
+        if self._redactor is None:
+            return cleaned
+        cleaned.update(self._redactor.values({key: cleaned[key] for key in SAID if key in cleaned}))
+        return {key: clean(value, max_value_bytes=limit) for key, value in cleaned.items()}
 
     def append(self, bodies: list[bytes], spans: Sequence[Span] = ()) -> int:
         """Number of the last record; 0 when called from within an append of this thread (a signal handler, the garbage

@@ -151,7 +151,7 @@ class Pipeline:
         """Journal a row of `run()`, `node()` or `step()`. Never raises: what cannot be journaled is logged."""
         try:
             command.setdefault("automatic", self.automatic_run_id)
-            self._intake.append([command_body(command)])
+            self._intake.append([command_body(self._intake.prepared_command(command))])
             self._writer.nudge()
         except (JournalError, TypeError, ConfigurationError) as error:
             self._trouble.say("command", "%s not recorded: %s", command.get("do"), error)

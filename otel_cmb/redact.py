@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -177,6 +177,14 @@ class Redactor:
         self._counted()
         return result
 
+    def values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What keys say, for what is no span (a run's task, its meta): as the attributes of a span."""
+        here = self._here
+        here.replaced = here.failed = 0
+        result = self._mapping(values, self.hook or (_installed[0] if _installed else None), 0)
+        self._counted()
+        return result
+
     def _counted(self) -> int:
         """Add what this thread has just done to the totals."""
         here = self._here
@@ -290,7 +298,7 @@ class Redactor:
     def _attributes(self, attributes: dict[str, Any], hook: Hook | None) -> dict[str, Any]:
         return self._mapping(attributes, hook, 0) if attributes else attributes
 
-    def _mapping(self, mapping: dict[str, Any], hook: Hook | None, depth: int) -> dict[str, Any]:
+    def _mapping(self, mapping: Mapping[str, Any], hook: Hook | None, depth: int) -> dict[str, Any]:
         return {
             key: self._secret_value(key, value) if key not in self._plain_keys and _SECRET_KEY.search(key)
             else self._value(key, value, hook, depth)

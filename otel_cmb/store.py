@@ -61,6 +61,7 @@ from otel_cmb.links import Links
 from otel_cmb.ordering import lifted, number
 from otel_cmb.placing import Place, Placing, resolved
 from otel_cmb.rows import EventRows, Placement, side_rows
+from otel_cmb.sanitize import clean_text
 from otel_cmb.traces import CONFLICT, DUPLICATE, Change, Trace, TraceCache
 from otel_cmb.workflow import RunRow, Workflow
 
@@ -151,13 +152,14 @@ class Store:
         """The run of that name. Raises :class:`RunNotFoundError`; database errors pass through."""
         self.connect()
         assert self._engine is not None
+        asked = clean_text(str(name))
         with self._engine.connect() as connection:
-            found = self._workflow.find_runs(connection, [name])
-        if name not in found:
+            found = self._workflow.find_runs(connection, [asked])
+        if asked not in found:
             raise RunNotFoundError(
                 f"run {name!r} is not in workflow_runs of {safe_url(self._settings.database_url)}; expected the id of a "
                 "committed run (see `otel-cmb runs`); make one with otel_cmb.run(), or commit the application's first")
-        return found[name]
+        return found[asked]
 
     # -- the transaction -----------------------------------------------------------------------------------------------
 

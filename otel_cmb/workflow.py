@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from otel_cmb import clock
 from otel_cmb.binding import Binding
 from otel_cmb.dialects import SQLITE, in_list, insert_sql, list_param, lock_mode, lock_runs, mark, timestamp
-from otel_cmb.errors import SchemaError
+from otel_cmb.errors import RunNotFoundError, SchemaError
 from otel_cmb.rows import json_text
 from otel_cmb.sanitize import fit
 from otel_cmb.values import as_dict
@@ -165,7 +165,12 @@ class Workflow:
         agent: str = "unknown", model: str = "unknown", task: str | None = None, meta: Mapping[str, Any] | None = None,
         exact_session: bool = False,
     ) -> RunRow:
-        """Make the run unless it is there. `started_at` is always set. `session`: see :meth:`session_id`."""
+        """Make the run unless it is there. `started_at` is always set. `session`: see :meth:`session_id`. Raises
+        :class:`RunNotFoundError` where the id does not fit."""
+        most = self._binding.tables["workflow_runs"].columns["id"].length
+        if most is not None and len(run_id) > most:
+            raise RunNotFoundError(
+                f"run {run_id[:80]!r} cannot be made: its id has {len(run_id)} characters, workflow_runs.id takes {most}")
         session_id = self.session_id(connection, session, exact=exact_session)
         self.insert(connection, "workflow_runs", {
             "id": run_id, "session_id": session_id, "mode": mode or "one_shot", "agent": agent or "unknown",
@@ -224,6 +229,7 @@ class Workflow:
     def find_node(self, connection: Connection, run_id: str, name: str) -> str | None:
         """The node's key within its run: exact id, then the application's hashed id, then `meta.id`."""
         table = self.table("dag_nodes")
+        name = self.node_key(name)
         hashed = hashlib.md5(f"{run_id}:{name}".encode(), usedforsecurity=False).hexdigest()
         rows = connection.exec_driver_sql(
             f"SELECT id FROM {table} WHERE run_id = {self._mark} AND id IN ({self._mark}, {self._mark})",
@@ -239,12 +245,17 @@ class Workflow:
                 return str(row[0])
         return None
 
+    def node_key(self, name: str) -> str:
+        """The id that a node of this name has where we make it: the name, as far as the column takes it."""
+        return str(self.value("dag_nodes", "id", name)) if self._binding.owned else name
+
     def create_node(
         self, connection: Connection, run: RunRow, name: str, *, node_type: str = "agent", agent: str | None = None,
         parent: str | None = None, status: str = "running",
     ) -> str:
         """Make the node of an owned database, after the run's last one, with an edge from the one it follows."""
         table = self.table("dag_nodes")
+        name, parent = self.node_key(name), None if parent is None else self.node_key(parent)
         last = connection.exec_driver_sql(
             f"SELECT id, order_index, status FROM {table} WHERE run_id = {self._mark} AND parent_node_id IS NULL "
             "ORDER BY order_index DESC LIMIT 1", (run.id,)).fetchone()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
+import json
 import logging
 import os
 import pickle
@@ -29,11 +30,13 @@ from support import application_schema
 
 from otel_cmb import clock
 from otel_cmb.draining import Drainer
+from otel_cmb.errors import RunNotFoundError
 from otel_cmb.event import Stamp
 from otel_cmb.exporter import CMBSpanExporter
 from otel_cmb.journal import Journal, journals
 from otel_cmb.pipeline import current_pipeline, forget_pipelines, state_directory
 from otel_cmb.processor import CMBSpanProcessor
+from otel_cmb.reader import open_reader
 
 AGENT = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "ann"}
 
@@ -42,6 +45,63 @@ AGENT = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "ann"}
 def _forget() -> Iterator[None]:
     yield
     forget_pipelines()
+
+
+# Rows of runs, nodes and steps.
+
+KEY = "sk-proj-aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dF3gH5jK7m"
+
+
+def test_what_runs_and_steps_say_is_cleaned_and_redacted_before_it_touches_the_disk(database_url: str, state_dir: Path) -> None:
+    url = "postgresql://ann:hunter2@host/db"
+    with pipeline_of(database_url, state_dir) as pipeline:
+        with pipeline._drainer.store_lock:
+            pipeline.accept_command({
+                "do": "run_start", "id": "r", "session": "a\0\ud800", "agent": "b\0", "task": f"with {KEY}\0\udcff", "at": clock.now_ns(),
+                "meta": {"command": ["--key", KEY, url], "password": "hunter2", "nan": float("nan"), 3: b"\xff", "odd": object}})
+            pipeline.accept_command({"do": "step_start", "run": "r", "id": "s\ud800", "goal": f"use {KEY}", "at": clock.now_ns()})
+            pipeline.accept_command({
+                "do": "run_end", "id": "r", "status": "failed", "error": f"no answer of {url}", "at": clock.now_ns()})
+            assert pipeline._intake.journal is not None
+            said = (Path(pipeline._intake.journal.path) / "log-00000001").read_bytes()
+            assert KEY.encode() not in said and b"hunter2" not in said
+        assert pipeline.flush(10)
+        assert not lawful(pipeline.stats()).parked
+    (row,) = query(database_url, "SELECT agent, status, task_description, meta FROM workflow_runs")
+    assert row[:3] == ("b\ufffd", "failed", "with [redacted: API key]\ufffd\ufffd")
+    meta = json.loads(row[3]) if isinstance(row[3], str) else row[3]
+    assert meta["command"] == ["--key", "[redacted: API key]", "postgresql://ann:[redacted: password]@host/db"]
+    assert meta["password"] == "[redacted: password]"
+    assert meta["error"] == "no answer of postgresql://ann:[redacted: password]@host/db"
+    assert query(database_url, "SELECT goal FROM workflow_steps") == [("use [redacted: API key]",)]
+
+
+def test_names_that_no_column_takes(database_url: str, state_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A node's long name is cut; a run's id cannot be, and it is said why its spans are parked."""
+    long = "measure the expansion " * 20
+    with pipeline_of(database_url, state_dir) as pipeline:
+        pipeline.accept_command({"do": "run_start", "id": "r", "at": clock.now_ns()})
+        pipeline.accept_command({"do": "node_start", "run": "r", "id": long, "at": clock.now_ns()})
+        span = agent_span(run="r")
+        span.stamp.node_id = long
+        pipeline.accept([span])
+        pipeline.accept_command({"do": "node_end", "run": "r", "id": long, "status": "completed", "at": clock.now_ns()})
+        assert pipeline.flush(10)
+        assert not pipeline.stats().parked
+        pipeline.accept_command({"do": "run_start", "id": "x" * 40, "at": clock.now_ns()})
+        assert pipeline.flush(10)
+        for name in ("\udcff", "a\0b", 5, b"x"):
+            with pytest.raises(RunNotFoundError, match="is not in workflow_runs"):
+                pipeline.check_run(name)  # type: ignore[arg-type]
+    (node,) = query(database_url, "SELECT id, status FROM dag_nodes")
+    assert node[1] == "completed"
+    assert node[0].startswith(long[:200])
+    assert query(database_url, "SELECT node_id FROM execution_events") == [(node[0],)]
+    assert "its id has 40 characters, workflow_runs.id takes 36" in caplog.text
+    with open_reader(database_url) as reader:
+        with pytest.raises(RunNotFoundError):
+            reader.resolve("\udcff")
+        assert reader.events_of_node("\udcff") == []
 
 
 # Live rows.

@@ -60,6 +60,22 @@ def test_output_and_exit_code_are_the_programs_and_the_summary_is_one_line_on_st
         "agent_call", "engineer", "completed", run.id, run.session_id)
 
 
+def test_arguments_need_not_be_text(shell: Shell) -> None:
+    """A file's name may be any bytes; the run that says the command has to be stored all the same."""
+    shell.program("""
+        import os, sys
+        with agent("engineer"):
+            print([os.fsencode(argument) for argument in sys.argv[1:]])
+    """)
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py", os.fsdecode(b"r\xe9sum\xe9.txt"))
+    assert done.stdout == "[b'r\\xe9sum\\xe9.txt']\n"
+    assert only_run(shell).task_description == "python program.py r\ufffdsum\ufffd.txt"
+    assert len(shell.events()) == 1
+    missing = shell.run("otel-cmb", "show", os.fsdecode(b"\xff"))
+    assert missing.returncode == 1
+    assert "no run" in missing.stderr and "Traceback" not in missing.stderr
+
+
 def test_standard_input_reaches_the_program(shell: Shell) -> None:
     done = subprocess.run(
         [BIN / "otel-cmb", "run", "--", "python", "-c", "print(input()[::-1])"], cwd=shell.directory, env=shell.environment(),

@@ -21,6 +21,9 @@ from otel_cmb.journal import Parked, Progress, Summary, adoptable, journals, rea
 from otel_cmb.pipeline import RETRY_SIGNAL_FILE, get_pipeline, state_directory
 from otel_cmb.quiet_runs import end_quiet_runs
 
+NAME_SHOWN = 60
+"""Characters of a span's name in the list for people; `--json` has all of it."""
+
 state_dir_option = click.option("--state-dir", default=None, help="Directory of the journals.")
 
 
@@ -67,7 +70,8 @@ def list_(database_url: str | None, schema: str | None, state_dir: str | None, a
                   box=None, pad_edge=False)
     for row in rows:
         table.add_row(
-            row["since"][:19], row["reason"], row["run_id"] or "", row["span_id"], row["name"] or "", str(row["attempts"]))
+            row["since"][:19], row["reason"], row["run_id"] or "", row["span_id"], (row["name"] or "")[:NAME_SHOWN],
+            str(row["attempts"]))
     console = console_for_people()
     console.print(table)
     for reason, n in Counter(row["reason"] for row in rows).most_common():

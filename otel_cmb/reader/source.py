@@ -91,11 +91,17 @@ class Source:
 
     def rows(self, statement: Select[Any]) -> list[dict[str, Any]]:
         with reading(self._engine, self.where) as connection:
-            return [dict(row) for row in connection.execute(statement).mappings()]
+            try:
+                return [dict(row) for row in connection.execute(statement).mappings()]
+            except UnicodeEncodeError:  # asked for a text with a lone surrogate, e.g. of a command line: no database has one
+                return []
 
     def records(self, kind: type[R], statement: Select[Any]) -> list[R]:
         with reading(self._engine, self.where) as connection:
-            result = connection.execute(statement)
+            try:
+                result = connection.execute(statement)
+            except UnicodeEncodeError:
+                return []
             make_one = maker(kind, tuple(result.keys()))
             return [make_one(row) for row in result]
 
