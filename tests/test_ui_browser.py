@@ -18,13 +18,15 @@ from typing import Any
 import looking
 import pytest
 import sqlalchemy as sa
-from browsing import Browser, browser_paths, serving, until
+from browsing import Browser, browser_paths, get, serving, until
 from looking import HOSTILE, RUN, SESSION, START, TRACE, Writer, add_run, conversation, example, many
 
 from otel_cmb import schema
+from otel_cmb.config import load
 from otel_cmb.reader import open_reader
 from otel_cmb.ui.app import create_app
 from otel_cmb.ui.export import write_html
+from otel_cmb.ui.owners import Owners
 
 pytestmark = pytest.mark.browser
 
@@ -338,6 +340,42 @@ def test_a_real_program_is_watched_while_it_runs_and_when_it_is_killed(browser: 
         process.kill()
         process.wait()
     assert browser.complaints() == []
+
+
+ALONE = """
+import os, sys, time
+import otel_cmb
+otel_cmb.configure(database_url=sys.argv[1], instrument=False)
+with otel_cmb.run(task="alone"), otel_cmb.agent_call("planner", message="go on"):
+    while True:
+        with otel_cmb.tool_call("look"):
+            time.sleep(0.1)
+"""
+
+
+def test_a_program_with_nobody_around_it_is_seen_to_be_dead_once_it_is_killed(browser: Browser, tmp_path: Path) -> None:
+    """Nobody closes its rows before the next process comes; that its journal is nobody's tells it all the same."""
+    database = f"sqlite:///{tmp_path}/otel_cmb.db"
+    (tmp_path / "program.py").write_text(ALONE)
+    program = subprocess.Popen([sys.executable, tmp_path / "program.py", database], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: (tmp_path / "otel_cmb.db").exists())
+        died = Owners(lambda: load(database_url=database)).died
+        with serving(create_app(lambda: open_reader(database), died=died)) as base:
+            until(lambda: b"alone" in get(base + "/api/runs").body)
+            browser.open(base + "/")
+            browser.one(".runs a").click()
+            until(lambda: len(browser.all(".row")) > 3)
+            assert browser.all(".pill.going")
+            assert "process died" not in browser.text(".runhead")
+            program.kill()
+            program.wait()
+            until(lambda: "process died" in browser.text(".runhead"), seconds=5, what="the death of the program")
+            assert not browser.all(".pill.going")
+            browser.page.get("about:blank")
+    finally:
+        program.kill()
+        program.wait()
 
 
 def test_a_run_that_fell_silent_says_since_when(base: str, engine: sa.Engine, browser: Browser) -> None:

@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -63,11 +64,16 @@ class Picture:
         self._token = ""
         self._read_at = self._took = 0.0
         self._next: str | None = None
+        self._died = False
 
-    def since(self, reader: Reader, known: str | None) -> dict[str, Any] | None:
+    def since(self, reader: Reader, known: str | None, died: Callable[[str], bool]) -> dict[str, Any] | None:
         """What changed since `known` (the `token` of an earlier answer); `None`: nothing."""
         with self._lock:
             self._refresh(reader)
+            going = self._run is not None and self._run.completed_at is None
+            if (going and died(self._run_id)) != self._died:
+                self._died = not self._died
+                self._look += 1
             token = f"{self._epoch}.{self._look}"
             if known == token:
                 return None
@@ -77,7 +83,7 @@ class Picture:
             look = 0 if full else look
             answer: dict[str, Any] = {
                 "token": token, "full": full, "run": None if self._run is None else self._run.to_dict(),
-                "next": self._next, "columns": COLUMNS,
+                "died": self._died, "next": self._next, "columns": COLUMNS,
                 "rows": [row for seen, row in self._rows.values() if seen > look],
                 "removed": [key for key, seen in self._removed.items() if seen > look],
             }
@@ -131,7 +137,8 @@ class Picture:
 class Live:
     """The pictures of the runs that are being watched; the least recently asked for is forgotten."""
 
-    def __init__(self) -> None:
+    def __init__(self, died: Callable[[str], bool] = lambda _: False) -> None:
+        self._died = died
         self._pictures: OrderedDict[tuple[str, str | None], Picture] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -141,7 +148,7 @@ class Live:
             self._pictures.move_to_end((run_id, after))
             while len(self._pictures) > MAX_PICTURES:
                 self._pictures.popitem(last=False)
-        return picture.since(reader, known)
+        return picture.since(reader, known, self._died)
 
     def clear(self) -> None:
         with self._lock:

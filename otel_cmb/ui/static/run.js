@@ -89,10 +89,11 @@ export class RunPage {
   take(body) {
     const first = !this.run, was = this.run;
     this.run = body.run;
+    this.died = Boolean(body.died);
     this.changed_at = Date.now();
     this.after_next = body.next;
     if (body.graph) { this.graph = body.graph; this.drawDag(); }
-    this.waterfall.live = !this.ended();
+    this.waterfall.live = !this.ended() && !this.died;
     const changed = this.model.merge(body);
     this.drawHead();
     this.drawCut();
@@ -107,7 +108,7 @@ export class RunPage {
   ended() { return this.run.ended || ENDED.has(this.run.status); }
 
   tick() {
-    if (!this.run || this.ended() || document.hidden) return;
+    if (!this.run || this.ended() || this.died || document.hidden) return;
     this.drawHead();
     if (this.shown === "timeline" && this.model.running) this.waterfall.draw();
   }
@@ -178,13 +179,13 @@ export class RunPage {
 
   drawHead() {
     const { run } = this, totals = run.totals || {}, going = !this.ended();
-    const took = run.duration_ms ?? (going && run.started_at ? Date.now() - new Date(run.started_at) : null);
-    const silent = going ? this.silence() : null;
-    const key = JSON.stringify([run, silent, going ? Math.floor((took || 0) / 1000) : 0], (_key, value) => (typeof value === "bigint" ? String(value) : value));
+    const took = run.duration_ms ?? (going && run.started_at ? ((this.died && this.model.last) || Date.now()) - new Date(run.started_at) : null);
+    const silent = going && !this.died ? this.silence() : null;
+    const key = JSON.stringify([run, silent, this.died, going ? Math.floor((took || 0) / 1000) : 0], (_key, value) => (typeof value === "bigint" ? String(value) : value));
     if (key === this.headed) return;
     this.headed = key;
     put(this.head,
-      h("div", { class: "line" }, statusPill(run.status, going ? "going" : ""),
+      h("div", { class: "line" }, statusPill(run.status, going && !this.died ? "going" : ""),
         silent ? h("span", { class: "pill silent", title: "Events are still marked as running, but nothing has been written" }, "no news for " + span(silent)) : null,
         this.diedNote(),
         h("code", { class: "dim", title: run.id }, shortId(run.id)), copyButton(run.id, "run id")),
@@ -206,8 +207,10 @@ export class RunPage {
   }
 
   diedNote() {
-    const died = this.model.failures.some((id) => /process ended before the span did/.test(this.model.byId.get(id).error || ""));
-    return died ? h("span", { class: "pill failed" }, "✗ process died") : null;
+    const known = !this.ended() && this.died;
+    const died = known || this.model.failures.some((id) => /process ended before the span did/.test(this.model.byId.get(id).error || ""));
+    const next = "The next process that writes into this database closes it, or `otel-cmb parked replay`";
+    return died ? h("span", { class: "pill failed", title: known ? next : null }, "✗ process died") : null;
   }
 
   drawCut() {

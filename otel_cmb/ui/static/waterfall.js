@@ -111,7 +111,7 @@ export class Waterfall {
     const track = element.lastChild, bar = track.firstChild, took = track.lastChild;
     if (event.start === null) { bar.hidden = true; took.textContent = ""; return; }
     const running = event.status === "running";
-    const end = event.end ?? (running && this.live ? Date.now() : event.start);
+    const end = event.end ?? (running ? Math.max(this.live ? Date.now() : this.model.last, event.start) : event.start);
     const scale = 100 / (last - first);
     const left = (event.start - first) * scale, width = (end - event.start) * scale;
     bar.hidden = left > 100 || left + width < 0;
