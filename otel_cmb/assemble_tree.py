@@ -158,6 +158,10 @@ def merge(ordered: list[Node]) -> list[Node]:
             if node.kind == LLM and sum(1 for kid in taken if _has_tokens(kid)) > 1:
                 node.kind = CONTAINER  # several calls that spent tokens: this one only holds them
                 taken = []
+            if node.kind != LLM:  # a model call that is tried again is one
+                again = {id(kid) for kid in taken if kid.facts.span.scope.name == node.facts.span.scope.name}
+                if len(again) > 1:  # one instrumentation tells of one act twice, not three times: what calls itself
+                    taken = [kid for kid in taken if id(kid) not in again]
             for kid in taken:
                 take(node, kid)
         for kid in list(node.kids):

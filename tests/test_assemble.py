@@ -240,6 +240,18 @@ def test_a_recursion_is_as_many_calls_as_there_are() -> None:
     assert types(f(1, None, '{"n": 2}'), f(2, 1, '{"args": [2]}', scope="t")) == ["tool_call"]
 
 
+def test_an_agent_that_calls_its_like_again_and_again_is_no_duplicate() -> None:
+    """One double is one act told twice; several of one instrumentation are acts, whatever they say."""
+
+    def own(number: int, parent: int | None, scope: str = "s") -> Span:
+        return span(number, parent, {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "a"}, scope=scope)
+
+    assert types(own(1, None), own(2, 1)) == ["agent_call"]
+    assert types(own(1, None), *(own(n, 1) for n in (2, 3, 4))) == ["agent_call"] * 4
+    assert types(own(1, None), own(2, 1), own(3, 1), own(4, 1, "t")) == ["agent_call"] * 3
+    assert types(tool(1, "f"), tool(2, "f", 1), tool(3, "f", 1)) == ["tool_call"] * 3
+
+
 def test_runs_keep_duplicates_apart() -> None:
     found = events(agent(1, "a"), span(2, 1, {OI: "AGENT", "agent.name": "a"}, run="run-2"))
     assert [(event.run_id, len(event.spans)) for event in found] == [("run-1", 1), ("run-2", 1)]
