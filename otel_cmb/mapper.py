@@ -160,6 +160,8 @@ def _plain(facts: Facts) -> None:
 
 
 _NO_NAMES = frozenset(("", "unknown", "None"))
+_CREATE_AGENT = "langchain_create_agent"
+"""How LangChain's metadata names what `create_agent` made: the graph, and with it every node of the graph."""
 _NAMED_IN_METADATA = ("lc_agent_name", "agent_name", "langgraph_node")
 _NAME_IN_SPAN = re.compile(
     r"(?!haystack\.)(.+)\.(?:a?run|a?run_stream|a?generate_reply|agent|_execute_core|a?kickoff|a?invoke|a?forward)", re.DOTALL
@@ -171,6 +173,8 @@ def _name_agent(facts: Facts) -> None:
     name = found.get("agent_name")
     if isinstance(name, str) and name not in _NO_NAMES:
         facts.agent = name
+        if facts.kind == CONTAINER and name == facts.span.name and found.get("made_by") == _CREATE_AGENT:
+            facts.kind = AGENT
         return
     if name is not None and isinstance(name, (int, float)):
         facts.agent = str(name)
@@ -178,7 +182,7 @@ def _name_agent(facts: Facts) -> None:
     metadata = found.get("metadata")
     if isinstance(metadata, (str, Mapping)) and any(key in metadata for key in _NAMED_IN_METADATA):
         parsed = as_mapping(metadata)
-        made = parsed.get("ls_integration") == "langchain_create_agent"
+        made = parsed.get("ls_integration") == _CREATE_AGENT
         if made and facts.kind == CONTAINER and parsed.get("lc_agent_name") == facts.span.name:
             facts.kind = AGENT  # an agent of LangChain whose name does not contain the word
         for key in _NAMED_IN_METADATA:

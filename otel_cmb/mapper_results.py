@@ -99,6 +99,8 @@ def _content_of_mapping(result: Mapping[str, Any]) -> Any:
     inner = result.get("output")
     if isinstance(inner, Mapping) and len(result) <= 3 and inner.get("lc") == 1:  # the same, in Traceloop's wrapper
         return inner
+    if isinstance(inner, Mapping) and len(result) == 1 and "content" in inner and "tool_call_id" in inner:  # in LangSmith's
+        return inner["content"]
     if len(result) == 1 and "result" in result:  # Google ADK, MCP: a bare value made an object
         return result["result"]
     if "raw_output" in result and "tool_name" in result:  # LlamaIndex

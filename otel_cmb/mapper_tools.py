@@ -51,6 +51,10 @@ def read_tool(facts: Facts, code_tools: Collection[str]) -> None:
     tool, found = facts.tool, facts.found
     if facts.span.events and "tool_result" not in found and "output" not in found:
         _told_by_events(facts)
+    if "input" not in found and "messages_in" in found:  # LangSmith has one pair of keys for what goes in and comes out
+        found.setdefault("tool_arguments", found["messages_in"])
+    if "output" not in found and "messages_out" in found:
+        found.setdefault("tool_result", found["messages_out"])
     if tool is None:
         match = HANDOFF_NAME.fullmatch(facts.span.name) if "handoff" in facts.span.name else None
         if match is not None:

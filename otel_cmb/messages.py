@@ -268,6 +268,14 @@ def _looks_like_message(item: Any) -> bool:
     ))
 
 
+_PAIR_ROLES = frozenset(("user", "human", "ai", "assistant", "system", "tool", "developer"))
+
+
+def _is_pair(item: list[Any]) -> bool:
+    """LangChain's short form of a message: `("user", "hi")`."""
+    return len(item) == 2 and isinstance(item[0], str) and item[0] in _PAIR_ROLES and isinstance(item[1], str)
+
+
 def _inner(value: Mapping[str, Any]) -> Any:
     """The messages inside a request or a reply of an API, or inside a framework's wrapper."""
     for key in _WRAPPERS:
@@ -298,6 +306,8 @@ def conversation(value: Any, role: str = "user", depth: int = 6) -> list[dict[st
                 return conversation(literal, role, depth - 1)
         return None
     if isinstance(value, list):
+        if value and all(type(item) is list and _is_pair(item) for item in value):
+            return [{"role": role_of(item[0], role), "content": item[1]} for item in value]
         if len(value) == 1 and isinstance(value[0], list):
             return conversation(value[0], role, depth - 1)
         if value and all(_looks_like_message(item) for item in value):

@@ -241,3 +241,11 @@ def test_messages_that_are_python_texts() -> None:
     for hostile in (r"id='1' source='a' content='\x \q \ud800 \U00110000'", "id='1' source='a' content='" + "\\" * 99_999, "id='" * 50_000):
         conversation([hostile])
     assert conversation(["plain", AUTOGEN.format("user", "'x'")]) is None
+
+
+def test_langchains_short_form_of_a_message() -> None:
+    assert conversation({"messages": [["user", "hi"], ["ai", "hello"]]}) == [
+        {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"},
+    ]  # fmt: skip
+    assert conversation([["user", "hi"]]) == [{"role": "user", "content": "hi"}]
+    assert conversation([["x", "y"]]) is None
