@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import signal
 import socket
 import sqlite3
@@ -58,6 +59,19 @@ def test_output_and_exit_code_are_the_programs_and_the_summary_is_one_line_on_st
     [event] = shell.events()
     assert (event.event_type, event.agent_name, event.status, event.run_id, event.session_id) == (
         "agent_call", "engineer", "completed", run.id, run.session_id)
+
+
+def test_the_next_command_that_the_summary_names_finds_the_same_database(shell: Shell) -> None:
+    shell.program("""
+        with agent("engineer"):
+            pass
+    """)
+    done = shell.run("otel-cmb", "run", "--database-url", "sqlite:///other place.db", "--", "python", "program.py")
+    next_step = shlex.split(done.stderr.splitlines()[-1].rpartition("; ")[2])
+    assert next_step[:2] == ["otel-cmb", "show"]
+    shown = shell.run(*next_step)
+    assert shown.returncode == 0
+    assert "agent engineer" in shown.stdout
 
 
 def test_arguments_need_not_be_text(shell: Shell) -> None:

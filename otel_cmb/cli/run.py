@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -342,16 +343,28 @@ def _finish(pipeline: Pipeline, settings: Settings, target: Target, failure: str
     pipeline.shutdown(1.0)
 
 
+def _to_be_told(settings: Settings) -> str:
+    """What the next command has to be told to find the same database; nothing where it finds that by itself."""
+    try:
+        found = config.load().database_url
+    except ConfigurationError:
+        found = ""
+    if found == settings.database_url:
+        return ""
+    # A server's URL has a password, which is not said; the line has named the rest.
+    return f" --database-url {shlex.quote(settings.database_url) if settings.database_url.startswith('sqlite') else '...'}"
+
+
 def _summary(settings: Settings, target: Target, failure: str | None, left: Mapping[str, int]) -> str:
     from otel_cmb.reader import open_reader
 
-    where = safe_url(settings.database_url)
-    next_step = f"otel-cmb show {target.id}"
+    where, told = safe_url(settings.database_url), _to_be_told(settings)
+    next_step = f"otel-cmb show {target.id}{told}"
     try:
         with open_reader(settings.database_url, schema=settings.schema) as reader:
             counts = f"{_counted(reader.run(target.id))} in {where}"
     except Exception as error:  # noqa: BLE001 - the summary of a database that is away
-        next_step = "otel-cmb parked replay writes what is in the journal when it can be"
+        next_step = f"otel-cmb parked replay{told} writes what is in the journal when it can be"
         # What the driver said: what the reader made of it names the database once more.
         why = "the run is not there yet" if isinstance(error, RunNotFoundError) else classify(error.__cause__ or error).reason
         counts = f"{where} cannot be {'written' if isinstance(error, RunNotFoundError) else 'read'} now ({why})"
@@ -364,7 +377,8 @@ def _summary(settings: Settings, target: Target, failure: str | None, left: Mapp
     waiting = sum(left.values())
     if waiting:
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(left.items()))
-        parts.append(f"{waiting} span{'s wait' if waiting > 1 else ' waits'} in the journal ({reasons}): otel-cmb parked list")
+        wait = "spans wait" if waiting > 1 else "span waits"
+        parts.append(f"{waiting} {wait} in the journal ({reasons}): otel-cmb parked list{told}")
     else:
         parts.append(next_step)
     return "; ".join(parts)
