@@ -15,6 +15,7 @@ from otel_cmb.journal import Journal
 from otel_cmb.journal_bodies import Batch
 from otel_cmb.journal_records import START, Parked, Progress, Record
 from otel_cmb.ledger import Ledger
+from otel_cmb.sanitize import clean_text
 from otel_cmb.standby import Standby
 from otel_cmb.trouble import Trouble
 
@@ -40,7 +41,7 @@ class Bookkeeper:
 
     def remember_open(self, kind: str, identifier: str) -> None:
         """Something of this process that the next process ends if this one dies."""
-        self._things.append((kind, identifier, b""))
+        self._things.append((kind, clean_text(identifier), b""))
 
     def forget_opened(self) -> None:
         """The journal is given back: a new one knows no open rows."""

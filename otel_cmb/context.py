@@ -26,6 +26,7 @@ from opentelemetry.trace import Status, StatusCode
 from otel_cmb import clock
 from otel_cmb._version import __version__
 from otel_cmb.event import Stamp
+from otel_cmb.sanitize import clean_text
 
 __all__ = ["Node", "Run", "Step", "attach", "current", "node", "run", "step", "tracer", "with_parent_event"]
 
@@ -218,7 +219,7 @@ def run(
     """
     from otel_cmb.pipeline import current_pipeline
 
-    identifier = run_id or str(uuid.uuid4())
+    identifier = clean_text(str(run_id)) if run_id else str(uuid.uuid4())
 
     def enter() -> tuple[Run, str, dict[str, str | None]]:
         handle = Run(identifier, None)
