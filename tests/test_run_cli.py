@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sqlite3
@@ -381,6 +382,22 @@ def test_a_run_of_the_application_is_named_by_its_alias_and_the_node_goes_with_i
     [event] = shell.events(run_id=run_id)
     assert (event.run_id, event.node_id, event.session_id) == (run_id, node_id, session_id)
     assert [run.status for run in shell.runs()] == ["executing"]
+
+
+def test_two_installations_instrument_a_program_once(shell: Shell, tmp_path: Path) -> None:
+    """A program in one virtual environment starts `otel-cmb run` of another one: both put their file on the path."""
+    import otel_cmb.instrumentation
+
+    other = tmp_path / "other" / "bootstrap"
+    shutil.copytree(Path(otel_cmb.instrumentation.__file__).parent / "bootstrap", other)
+    shell.program("""
+        with agent("engineer"):
+            pass
+    """)
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py", PYTHONPATH=str(other))
+    assert done.returncode == 0
+    assert "Overriding" not in done.stderr
+    assert "1 event" in done.stderr
 
 
 def test_a_program_that_fails_does_not_end_a_run_that_was_there(shell: Shell) -> None:

@@ -24,6 +24,9 @@ def _begin() -> None:
     wanted, used = os.environ.get(_MARK), f"child of {os.getpid()}"
     if wanted is None or (wanted not in ("program", used) and not _is_multiprocessing()):
         return
+    if getattr(sys, "otel_cmb_begun", False):  # by another installation's file, which `_chain` found
+        return
+    setattr(sys, "otel_cmb_begun", True)  # noqa: B010 - `sys` has no such attribute for a type checker
     os.environ[_MARK] = used
     try:
         from opentelemetry.instrumentation.auto_instrumentation import initialize
