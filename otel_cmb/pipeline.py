@@ -260,6 +260,8 @@ class Pipeline:
                 if left <= 0:
                     return False
                 self._ledger.progress.wait(min(left, 0.05))
+                if self._reached(target, in_memory):  # without waking the writer for nothing
+                    return True
 
     def _reached(self, target: int, in_memory: int) -> bool:
         ledger, standby = self._ledger, self._intake.standby
