@@ -13,11 +13,16 @@ import sys
 import weakref
 from typing import Any, Protocol
 
+from otel_cmb import clock
+from otel_cmb.config import Settings
+
 __all__ = ["register", "register_exit"]
 
 
 class _Registered(Protocol):
-    def shutdown(self) -> bool: ...
+    settings: Settings
+
+    def shutdown(self, timeout: float | None = None) -> bool: ...
     def hold_for_fork(self) -> None: ...
     def release_after_fork(self) -> None: ...
     def after_fork_in_child(self) -> None: ...
@@ -46,9 +51,11 @@ def register_exit() -> None:
 
 
 def _shut_down_all() -> None:
+    """However many databases are away, the end of the process waits for them together, not for one after the other."""
+    begun = clock.monotonic()
     for pipeline in list(_registered):
         with contextlib.suppress(Exception):
-            pipeline.shutdown()
+            pipeline.shutdown(max(0.1, pipeline.settings.shutdown_timeout - (clock.monotonic() - begun)))
 
 
 def _before_fork() -> None:

@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, settings
 from support import postgres
 from support.proxy import Proxy
 
+from otel_cmb import processes
+
 settings.register_profile("any machine", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
@@ -28,6 +30,13 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("OTEL_CMB_TESTING", "1")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg-state"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_waits_at_the_end() -> Iterator[None]:
+    """Pipelines that tests of crashes and outages left: their databases are gone, the end of this process need not wait."""
+    yield
+    processes._registered.clear()
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import os
 import random
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -128,3 +130,22 @@ def test_the_exit_waits_no_longer_than_it_may_when_the_database_is_away(sqlite_u
         assert pipeline.replay() == 0
     assert len(events(sqlite_url)) == 6
     assert query(sqlite_url, "SELECT DISTINCT status FROM workflow_runs") == [("completed",)]
+
+
+def test_the_end_waits_once_for_all_databases_that_are_away(tmp_path: Path) -> None:
+    program = """
+import sys, time
+from opentelemetry.sdk.trace import TracerProvider
+from otel_cmb import CMBSpanProcessor
+
+for number in range(4):
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(CMBSpanProcessor(
+        database_url=f"postgresql+psycopg://127.0.0.1:1/away{number}", state_dir=sys.argv[1], shutdown_timeout=3))
+    provider.get_tracer("test").start_span("chat", attributes={"gen_ai.operation.name": "chat"}).end()
+print(time.monotonic())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60)
+    assert time.monotonic() - float(done.stdout) < 9  # one after the other it would be 12
+    assert done.stderr.count("1 still in the journal") == 4
