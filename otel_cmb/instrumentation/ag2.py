@@ -13,7 +13,7 @@ import importlib
 from collections.abc import Collection
 from typing import Any
 
-import wrapt  # type: ignore[import-untyped]
+import wrapt
 from opentelemetry import trace
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 

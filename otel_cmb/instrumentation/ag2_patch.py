@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
-import wrapt  # type: ignore[import-untyped]
+import wrapt
 
 from otel_cmb import clock
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
-import wrapt  # type: ignore[import-untyped]
+import wrapt
 
 __all__ = ["NATIVE", "Native"]
 
