@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
-from otel_cmb import clock
 from otel_cmb.binding import Binding
 from otel_cmb.config import Settings
-from otel_cmb.dialects import mark, timestamp
+from otel_cmb.event import is_own_id
 from otel_cmb.journal import Summary
-from otel_cmb.quiet_runs import quiet_runs
-from otel_cmb.values import as_dict
+from otel_cmb.quiet_runs import quiet_runs, silent_runs
 from otel_cmb.workflow import MADE_BY_US
 
 __all__ = ["DIED", "LIVING", "NOBODY", "QUIET", "THEIRS", "Open", "open_events", "open_runs"]
@@ -55,23 +53,17 @@ def open_events(connection: Connection, binding: Binding, summaries: Iterable[Su
     rows = connection.exec_driver_sql(
         f"SELECT e.id FROM {tables['execution_events'].qualified} e JOIN {tables['workflow_runs'].qualified} r "
         f"ON r.id = e.run_id WHERE e.status = 'running' AND r.completed_at IS NOT NULL LIMIT {MOST}")
-    return _sorted(((str(row[0]), "" if binding.owned or _is_ours(str(row[0])) else THEIRS) for row in rows),
+    return _sorted(((str(row[0]), "" if binding.owned or is_own_id(str(row[0])) else THEIRS) for row in rows),
                    _known("event", summaries))
 
 
 def open_runs(connection: Connection, binding: Binding, settings: Settings, summaries: Iterable[Summary]) -> Open:
     """Runs of ours that go on although nothing has come for an hour; a living process on this host may be quiet."""
-    runs, events = binding.tables["workflow_runs"], binding.tables["execution_events"]
-    if "meta" not in runs.columns or "completed_at" not in runs.columns:
+    columns = binding.tables["workflow_runs"].columns
+    if "meta" not in columns or "completed_at" not in columns:
         return Open()
-    before, place = clock.now_ns() - QUIET_SECONDS * 1_000_000_000, mark(binding.dialect)
-    rows = connection.exec_driver_sql(
-        f"SELECT r.id, r.meta FROM {runs.qualified} r WHERE r.status = 'executing' AND r.completed_at IS NULL "
-        f"AND r.started_at < {place} AND NOT EXISTS (SELECT 1 FROM {events.qualified} e "
-        f"WHERE e.run_id = r.id AND coalesce(e.completed_at, e.started_at) >= {place}) ORDER BY r.started_at LIMIT {MOST}",
-        (timestamp(binding.dialect, runs.columns["started_at"].kind, before),
-         timestamp(binding.dialect, events.columns["started_at"].kind, before)))
-    ours = [str(row[0]) for row in rows if as_dict(row[1]).get("made_by") == MADE_BY_US]
+    rows = silent_runs(connection, binding, QUIET_SECONDS)
+    ours = [run_id for run_id, meta in rows if meta.get("made_by") == MADE_BY_US]
     quiet = set(quiet_runs(connection, binding, settings)) if ours else set()
     return _sorted(((run_id, QUIET if run_id in quiet else "") for run_id in ours), _known("run", summaries))
 
@@ -81,9 +73,7 @@ def _known(kind: str, summaries: Iterable[Summary]) -> dict[str, str]:
     known: dict[str, str] = {}
     for summary in summaries:
         whose = LIVING if summary.alive else DIED
-        known.update({identifier: whose for of, identifier in summary.open if of == kind})
-        if kind == "run" and summary.run_id:
-            known[summary.run_id] = whose
+        known.update(dict.fromkeys(summary.ids(kind), whose))
     return known
 
 
@@ -92,8 +82,3 @@ def _sorted(rows: Iterable[tuple[str, str]], known: Mapping[str, str]) -> Open:
     for identifier, whose in rows:
         found[known.get(identifier) or whose or NOBODY].append(identifier)
     return Open(dict(found))
-
-
-def _is_ours(event_id: str) -> bool:
-    """Our ids have version 8 (RFC 9562), the application's version 4."""
-    return len(event_id) == 36 and event_id[14] == "8"

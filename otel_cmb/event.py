@@ -7,6 +7,7 @@ hex strings (32 digits for a trace, 16 for a span), as in OTLP/JSON.
 from __future__ import annotations
 
 import hashlib
+import uuid
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -171,6 +172,19 @@ def _uuid8(trace_id: str, rest: bytes) -> str:
     low = int.from_bytes(hashlib.blake2b(rest, digest_size=8).digest(), "big") >> 2
     digits = f"{low | 0x8000000000000000:016x}"  # the variant, then 62 bits
     return f"{_prefix(trace_id)}-{digits[:4]}-{digits[4:]}"
+
+
+OWN_ID = "________-____-8___-____-____________"
+"""SQL LIKE pattern of the ids made here (events, what is derived from them, runs of traces): version 8 (RFC 9562). The
+application and everybody else make version 4, or names."""
+
+
+def is_own_id(identifier: str) -> bool:
+    """The same for one id."""
+    try:
+        return uuid.UUID(identifier).version == 8
+    except ValueError:
+        return False
 
 
 def event_id(trace_id: str, span_id: str, start_ns: int | None = None) -> str:

@@ -63,16 +63,20 @@ class Intake:
         self.standby: Standby | None = None
         self.directory: str | None = None
         """Where the journals of the database are; `None` before somebody needed to know."""
-        self.appending = False
-        """An append is going on."""
-        self._appending_in = 0
+        self._appending_in: int | None = None
+        """The thread whose append is going on."""
         self._deferred: deque[list[bytes]] = deque()
         self._fresh: dict[int, Span] = {}
 
     @property
     def appending_here(self) -> bool:
         """Whether the caller came from within an append of its own thread: until it returns, nothing can be written."""
-        return self.appending and self._appending_in == threading.get_ident()
+        return self._appending_in == threading.get_ident()
+
+    @property
+    def appending(self) -> bool:
+        """Whether an append is going on."""
+        return self._appending_in is not None
 
     @property
     def in_maker(self) -> bool:
@@ -141,7 +145,6 @@ class Intake:
                 self._deferred.append(bodies)
                 return 0
             self._appending_in = threading.get_ident()
-            self.appending = True
             try:
                 last = self._keep(bodies)
                 self._remember(last, spans)
@@ -163,10 +166,10 @@ class Intake:
                         self._trouble.say("journal", "%d span(s) lost: %s", lost, error)
                     self._deferred.popleft()
             finally:
-                self.appending = False
+                self._appending_in = None
             if not self._deferred:
                 return
-            self.appending = True  # one came between the last look and the mark
+            self._appending_in = threading.get_ident()  # one came between the last look and the mark
 
     def _remember(self, last: int, spans: Sequence[Span]) -> None:
         if len(self._fresh) + len(spans) > self._most_fresh:

@@ -244,6 +244,11 @@ class Summary:
     open: list[tuple[str, str]] = field(default_factory=list)
     """Rows (kind, id) that go on as far as it knows."""
 
+    def ids(self, kind: str) -> set[str]:
+        """What goes on of this kind; of runs also the automatic one."""
+        found = {identifier for of, identifier in self.open if of == kind}
+        return found | {self.run_id} if kind == "run" and self.run_id else found
+
 
 def read_only_summary(path: str) -> Summary:
     """Look at a journal without taking or changing anything of it."""

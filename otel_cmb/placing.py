@@ -165,6 +165,8 @@ class Placing:
     def make(self, connection: Connection, events: Iterable[Event]) -> None:
         """Make the planned runs that these events belong to. A trace without any event gets no run: a service that is asked
         for its health every second would fill the list of runs."""
+        if not self._planned:
+            return
         for event in events:
             run, started_ns = self._planned.pop(event.run_id or "", (None, 0))
             if run is not None:

@@ -8,7 +8,7 @@ top has failed. A root that comes after all outranks that.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -16,16 +16,17 @@ from otel_cmb import clock
 from otel_cmb.binding import Binding, bind
 from otel_cmb.config import Settings
 from otel_cmb.dialects import begin_write, clear_errors, lock_runs, make_engine, mark, timestamp, timestamp_ns
+from otel_cmb.event import OWN_ID
 from otel_cmb.values import as_dict
 from otel_cmb.workflow import Workflow
 
-__all__ = ["end_quiet_runs", "quiet_runs"]
+__all__ = ["end_quiet_runs", "quiet_runs", "silent_runs"]
 
 MOST = 1_000
 """Most runs of one call."""
 
-# A trace's run has an id of version 8 (RFC 9562), like our events; all others have version 4, or a name.
-_OF_A_TRACE = "r.id LIKE '________-____-8___-____-____________'"
+_OF_A_TRACE = f" AND r.id LIKE '{OWN_ID}'"
+_NOTHING_RUNS = "e.status = 'running' OR "
 
 R = TypeVar("R")
 
@@ -37,7 +38,7 @@ def end_quiet_runs(settings: Settings) -> list[str]:
         return []
     found = _in_database(settings, quiet_runs, read_only=True)
 
-    def end(connection: Connection, binding: Binding) -> list[str]:
+    def end(connection: Connection, binding: Binding, settings: Settings) -> list[str]:
         begin_write(connection)
         lock_runs(connection, found, binding.tables["workflow_runs"].qualified)
         ended = [run_id for run_id in quiet_runs(connection, binding, settings) if run_id in found]
@@ -46,24 +47,33 @@ def end_quiet_runs(settings: Settings) -> list[str]:
         connection.commit()
         return ended
 
-    return _in_database(settings, lambda connection, binding, _: end(connection, binding), read_only=False) if found else []
+    return _in_database(settings, end, read_only=False) if found else []
 
 
 def quiet_runs(connection: Connection, binding: Binding, settings: Settings) -> list[str]:
     """The runs of traces that go on although nothing has come for `quiet_time`, oldest first."""
     if not binding.owned or not settings.quiet_time:
         return []
+    rows = silent_runs(connection, binding, settings.quiet_time, of_traces=True)
+    return [run_id for run_id, meta in rows if meta.get("automatic")]
+
+
+def silent_runs(
+    connection: Connection, binding: Binding, seconds: float, *, of_traces: bool = False,
+) -> list[tuple[str, dict[str, Any]]]:
+    """Runs (id, meta) that go on although nothing has come for so long, oldest first; with `of_traces` only such as are made
+    for traces, and in which nothing runs."""
     runs, events = binding.tables["workflow_runs"], binding.tables["execution_events"]
     place = mark(binding.dialect)
-    before = clock.now_ns() - int(settings.quiet_time * 1_000_000_000)
+    before = clock.now_ns() - int(seconds * 1_000_000_000)
     rows = connection.exec_driver_sql(
-        f"SELECT r.id, r.meta FROM {runs.qualified} r WHERE r.status = 'executing' AND r.completed_at IS NULL "
-        f"AND {_OF_A_TRACE} AND r.started_at < {place} AND NOT EXISTS (SELECT 1 FROM {events.qualified} e "
-        f"WHERE e.run_id = r.id AND (e.status = 'running' OR coalesce(e.completed_at, e.started_at) >= {place})) "
+        f"SELECT r.id, r.meta FROM {runs.qualified} r WHERE r.status = 'executing' AND r.completed_at IS NULL"
+        f"{_OF_A_TRACE if of_traces else ''} AND r.started_at < {place} AND NOT EXISTS (SELECT 1 FROM {events.qualified} e "
+        f"WHERE e.run_id = r.id AND ({_NOTHING_RUNS if of_traces else ''}coalesce(e.completed_at, e.started_at) >= {place})) "
         f"ORDER BY r.started_at LIMIT {MOST}",
         (timestamp(binding.dialect, runs.columns["started_at"].kind, before),
-         timestamp(binding.dialect, events.columns["completed_at"].kind, before)))
-    return [row[0] for row in rows if as_dict(row[1]).get("automatic")]
+         timestamp(binding.dialect, events.columns["started_at"].kind, before)))
+    return [(str(row[0]), as_dict(row[1])) for row in rows]
 
 
 def _end(connection: Connection, binding: Binding, run_id: str) -> None:

@@ -35,7 +35,7 @@ from otel_cmb.dialects import (
     timestamp,
 )
 from otel_cmb.errors import ConfigurationError
-from otel_cmb.event import trace_id_range
+from otel_cmb.event import OWN_ID, trace_id_range
 
 __all__ = ["Pruned", "duration_ns", "prune_events", "prune_runs"]
 
@@ -232,8 +232,7 @@ class _Work:
         self._delete(connection, qualified("otel_cmb_traces", self._binding.schema), "trace_id", empty)
         return len(empty)
 
-    # Our own events are known by their ids: version 8 (RFC 9562), where the application makes version 4.
-    _OUR_ID = "id LIKE '________-____-8___-____-____________'"
+    _OUR_ID = f"id LIKE '{OWN_ID}'"
     _OURS = "timestamp < {mark} AND " + _OUR_ID + " AND status <> 'running'"
 
     def _own(self) -> str:

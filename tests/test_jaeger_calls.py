@@ -129,17 +129,19 @@ def test_who_may_not_ask_is_told_before_the_question_is_received(sqlite_url: str
     assert len(sent) < 400
 
 
+def silence(never: threading.Event) -> Iterator[bytes]:
+    """A question that does not come."""
+    never.wait(20)
+    yield b""
+
+
 def test_a_question_that_does_not_come_ends(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("otel_cmb.jaeger.calls.SECONDS", 0.3)
     never = threading.Event()
 
-    def silence() -> Iterator[bytes]:
-        never.wait(20)
-        yield b""
-
     with served(sqlite_url) as address, grpc.insecure_channel(address) as channel:
         call = channel.stream_unary(READER + "GetServices")
-        assert refusal(lambda: call(silence(), timeout=10))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert refusal(lambda: call(silence(never), timeout=10))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
         never.set()
         assert Client(channel).services() == []
 
@@ -148,12 +150,8 @@ def test_more_calls_than_allowed_are_told_to_come_back(sqlite_url: str, monkeypa
     monkeypatch.setattr("otel_cmb.jaeger.calls.AT_ONCE", 5)
     never = threading.Event()
 
-    def silence() -> Iterator[bytes]:
-        never.wait(20)
-        yield b""
-
     with served(sqlite_url) as address, grpc.insecure_channel(address) as channel:
-        waiting = [channel.stream_unary(READER + "GetServices").future(silence(), timeout=20) for _ in range(5)]
+        waiting = [channel.stream_unary(READER + "GetServices").future(silence(never), timeout=20) for _ in range(5)]
         deadline = time.monotonic() + 60
         while True:
             try:

@@ -22,6 +22,7 @@ from click.core import ParameterSource
 from otel_cmb import clock, config
 from otel_cmb.cli.options import database_options
 from otel_cmb.config import Settings, safe_url
+from otel_cmb.context import ENVIRONMENT, NODE_ID, RUN_ID, SESSION_ID, STEP_ID
 from otel_cmb.dialects import check_url
 from otel_cmb.errors import CMBError, ConfigurationError, RunNotFoundError
 from otel_cmb.faults import Fault, classify
@@ -35,7 +36,7 @@ SETTLE_SECONDS = 10.0
 AWAY_SECONDS = 0.5
 """The same while the database is away: all is in the journal, and waiting brings nothing."""
 
-RUN = "OTEL_CMB_RUN_ID"
+RUN = ENVIRONMENT[RUN_ID]
 OF_A_NEW_RUN = ("task", "mode", "agent", "model", "session")
 """Options that say something about the run that is made."""
 
@@ -208,7 +209,7 @@ def _environment(
         "OTEL_EXPORTER_CMB_RECORD": settings.record,
     })
     if os.environ.get(RUN) not in (target.id, target.name or target.id):
-        for name in ("OTEL_CMB_SESSION_ID", "OTEL_CMB_NODE_ID", "OTEL_CMB_STEP_ID", NUMBERS):
+        for name in (ENVIRONMENT[SESSION_ID], ENVIRONMENT[NODE_ID], ENVIRONMENT[STEP_ID], NUMBERS):
             environment.pop(name, None)  # they belong to another run
     environment.pop("OTEL_CONFIG_FILE", None)  # it says other exporters
     if target.numbers:

@@ -53,8 +53,8 @@ def forget_names() -> None:
 def next_name() -> str:
     """The name of the next top-level chat of the current run."""
     run_id, process = context.current().run_id, os.getpid()
-    path = os.environ.get(NUMBERS)
-    if path and run_id is not None and run_id == os.environ.get("OTEL_CMB_RUN_ID") and (number := _number_in(path)):
+    path, counted = os.environ.get(NUMBERS), os.environ.get(context.ENVIRONMENT[context.RUN_ID])
+    if path and run_id is not None and run_id == counted and (number := _number_in(path)):
         return f"chat_{number}"
     with _lock:
         _counts[run_id, process] = number = _counts.get((run_id, process), 0) + 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
@@ -13,7 +12,7 @@ from sqlalchemy import Connection
 
 from otel_cmb.config import Settings
 from otel_cmb.dialects import begin_read, connect, make_engine, mark, qualified
-from otel_cmb.event import STATUS_ERROR, STATUS_UNSET, Resource, Scope, Span
+from otel_cmb.event import STATUS_ERROR, STATUS_UNSET, Resource, Scope, Span, is_own_id
 from otel_cmb.history import EARLIER, whole
 from otel_cmb.reader import Event, Reader
 from otel_cmb.rebuild import unpack
@@ -39,14 +38,6 @@ def _nanoseconds(moment: datetime | None) -> int | None:
         return None
     since = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)) - _EPOCH
     return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1_000
-
-
-def _derived(event_id: str) -> bool:
-    """A row we derived from a span (its id is one of ours, RFC 9562 version 8): it comes again from that span."""
-    try:
-        return uuid.UUID(event_id).version == 8
-    except ValueError:
-        return False
 
 
 class RunSpans:
@@ -99,7 +90,7 @@ class RunSpans:
         if any(isinstance(value, dict) and EARLIER in value for value in (event.inputs, event.outputs)):
             whole(self._own(), row, self._settings.schema)
         spans = unpack(row, self._resolve)
-        if not spans and not _derived(event.id):
+        if not spans and not is_own_id(event.id):  # one we derived from a span comes again from that span
             spans = [self._made(event)]
         if spans:
             self._ids[event.id] = (spans[0].trace_id, spans[0].span_id)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from otel_cmb.config import Settings
 from otel_cmb.errors import CMBError
-from otel_cmb.journal import Summary, journals, read_only_summary
+from otel_cmb.journal import journals, read_only_summary
 from otel_cmb.state_paths import state_directory
 
 __all__ = ["Owners"]
@@ -45,12 +45,7 @@ class Owners:
             dead: set[str] = set()
             living: set[str] = set()
             for summary in map(read_only_summary, journals(self._directory)):
-                (living if summary.alive else dead).update(_runs(summary))
+                (living if summary.alive else dead).update(summary.ids("run"))
         except (CMBError, OSError):  # a journal that is gone meanwhile, a directory that may not be read: nothing is known
             return frozenset()
         return frozenset(dead - living)
-
-
-def _runs(summary: Summary) -> set[str]:
-    runs = {identifier for kind, identifier in summary.open if kind == "run"}
-    return runs | {summary.run_id} if summary.run_id else runs
