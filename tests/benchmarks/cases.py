@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import limits, workload
+from tests.benchmarks import limits, peers, workload
 
 ROOT = Path(__file__).parents[2]
 
@@ -484,6 +484,21 @@ def million(directory: Path, rounds: int, full: bool) -> Iterator[Row]:
         yield Row(f"{what}, at a million events, p50", f"{took:.1f} ms", "", "")
 
 
+def beside_peers(directory: Path, rounds: int, full: bool) -> Iterator[Row]:
+    found: dict[str, list[float]] = {}
+    for n in range(rounds):
+        for server, home in peers.present():
+            place = directory / f"{server.name}-{n}"
+            place.mkdir()
+            found.setdefault(server.name, []).append(peers.rate(server, home, place, n))
+            shutil.rmtree(place)
+    ours = found.pop("otel-cmb")
+    if not found:
+        yield Row("our server beside its peers: none is installed, see tests/benchmarks/peers.py", "", "", "")
+    for name, theirs in found.items():
+        yield _rates(f"durable ingest through the receiver, HTTP, SQLite, requests of 512, beside {name}", ours, theirs, name)
+
+
 CASES = (
     Case("startup", "100 ms; 300 ms", startup),
     Case("overhead", "at most 3", overhead),
@@ -492,6 +507,7 @@ CASES = (
     Case("ingest-postgresql", "0.7", ingest_postgresql),
     Case("receiver", "0.5; 25 ms; 1 s; 120 MiB", receiver),
     Case("processes", "0.9 on SQLite, 1 on PostgreSQL", processes, full_only=True),
+    Case("peers", "10 times mlflow, 80 times phoenix", beside_peers, full_only=True),
     Case("disk", "1.25", disk),
     Case("memory", "50 MiB", memory),
     Case("million", "0.8; 10 ms", million, full_only=True),
