@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from otel_cmb import rebuild
+from otel_cmb import rebuild, tagged
 from otel_cmb.binding import Binding
 from otel_cmb.dialects import SQLITE, update_sql
 from otel_cmb.event import Event, derived_id
@@ -103,7 +103,7 @@ class EventRows:
         meta = dict(event.meta)
         if event.spans:
             # when the columns it refers to are final
-            meta["otel"] = rebuild.pack(event, self._intern, ordered=self._ordered)
+            meta["otel"] = rebuild.collect(event, self._intern, ordered=self._ordered)
         if self._shorten is not None:
             inputs = self._shortened(event.run_id, event.inputs, inputs)
             outputs = self._shortened(event.run_id, event.outputs, outputs)
@@ -118,13 +118,23 @@ class EventRows:
             fit(event.agent_name, length("agent_name", 100)), fit(event.agent_role, length("agent_role", 50)),
             start_time, start_time, None if completed is None else self._time(completed),
             None if completed is None else min(max((completed - started) // 1_000_000, 0), _INT32),
-            inputs, outputs, event.error_message, json_text(meta) if meta else None,
+            inputs, outputs, event.error_message, self._meta_text(meta) if meta else None,
             place.order, place.depth, event.status,
         )
         if self._all:
             return values
         return tuple(value for value, wanted in zip(values, self._wants, strict=True) if wanted)
 
+    def _meta_text(self, meta: dict[str, Any]) -> str:
+        try:
+            data = orjson.dumps(meta)
+            if self._ordered and tagged.holds(data):  # all of it, so also `otel`
+                return data.decode()
+        except orjson.JSONEncodeError:
+            pass
+        if "otel" in meta:
+            meta["otel"] = rebuild.tagged_where_needed(meta["otel"], ordered=self._ordered)
+        return json_text(meta)
 
     def _shortened(self, run_id: str | None, value: dict[str, Any] | None, written: str | None) -> str | None:
         if value is None or run_id is None or written is None or len(written) < MIN_BYTES or "messages" not in value:
