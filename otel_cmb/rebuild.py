@@ -61,17 +61,16 @@ class Interner:
     def __init__(self) -> None:
         self.new: dict[str, str] = {}
         self._known: set[str] = set()
-        self._ids: dict[int, tuple[Mapping[str, Any], str]] = {}
+        self._ids: dict[int, tuple[Mapping[str, Any], str, str]] = {}
+        """Id and text of a body by its identity, with the body, so that its identity cannot be reused by another."""
 
     def __call__(self, body: Mapping[str, Any]) -> str:
         found = self._ids.get(id(body))
-        if found is not None and found[0] is body:
-            if found[1] in self._known:
-                return found[1]
-        elif len(self._ids) >= 1024:
-            self._ids.clear()
-        key, text = content_id(body)
-        self._ids[id(body)] = (body, key)
+        if found is None:
+            if len(self._ids) >= 1024:
+                self._ids.clear()
+            found = self._ids[id(body)] = (body, *content_id(body))
+        _, key, text = found
         if key not in self._known:
             self.new[key] = text
         return key

@@ -148,18 +148,24 @@ def find(key: str, value: Any, places: Places, *, own: bool) -> str | Form | dic
     if kind is str:
         if len(value) < MIN_TEXT:
             return None
-        found = None
-        if places.ordered and len(value) >= _MIN_JSON and value[0] in "[{":
-            # written like one before it: much quicker to see than to find out
-            found = _written(key, value, places.row) or places.texts.get(value) or _json_text(key, value, places)
-        else:
-            found = places.texts.get(value)
-        if found is None and own:
+        may_be_json = places.ordered and len(value) >= _MIN_JSON and value[0] in "[{"
+        if may_be_json:
+            for form in _recent.get(key, ()):
+                if form.writes(value, places.row):  # like one before it: much quicker to see than to find out
+                    return form
+        found = places.texts.get(value)
+        if found is not None:
+            return found
+        if may_be_json:
+            reference = _json_text(key, value, places)
+            if reference is not None:
+                return reference
+        if own:
             places.texts[value] = "@" + key
-        return found
-    if (kind is list or kind is dict) and value:
+    elif (kind is list or kind is dict) and value:
         template = _template_of(value, places)
-        return None if template is None else {"value": template}
+        if template is not None:
+            return {"value": template}
     return None
 
 
@@ -215,14 +221,6 @@ def _marked(template: Any, paths: list[str]) -> Any:
 _recent: dict[str, tuple[Form, ...]] = {}
 """The forms last found for an attribute that is a JSON text, by its key."""
 _FORMS = 4
-
-
-def _written(key: str, text: str, row: Mapping[str, Any]) -> Form | None:
-    """The first of the key's forms that writes this text from the row."""
-    for form in _recent.get(key, ()):
-        if form.writes(text, row):
-            return form
-    return None
 
 
 def _json_text(key: str, text: str, places: Places) -> Form | dict[str, Any] | None:

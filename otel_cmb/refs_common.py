@@ -109,6 +109,9 @@ def split(attributes: dict[str, Any], places: Places, *, own: bool) -> tuple[dic
             elif len(value) == 1 and type(value[0]) is str and len(value[0]) <= MIN_TEXT:
                 outcome.append((value[0],))
                 continue
+        if kind is str and len(value) < MIN_TEXT:
+            outcome.append(None)
+            continue
         found = find(key, value, places, own=own)
         if type(found) is str:
             outcome.append((found,))
