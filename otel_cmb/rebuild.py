@@ -103,7 +103,7 @@ def pack(
 
 def tagged_where_needed(packed: dict[str, Any], *, ordered: bool) -> dict[str, Any]:
     try:
-        exact = ordered and tagged.holds(orjson.dumps(packed))
+        exact = ordered and tagged.says_all(orjson.dumps(packed), packed)
     except orjson.JSONEncodeError:
         exact = False
     return packed if exact else tagged.tag(packed)

@@ -259,6 +259,8 @@ def _without_values(template: Any) -> bool:
 
 
 def _json_reference(text: str, places: Places) -> dict[str, Any] | None:
+    if not places.texts and not places.containers:
+        return None
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -281,44 +283,44 @@ def _template_of(value: Any, places: Places) -> Any | None:
         path = places.containers.get(data)
         if path is not None:
             return {"$": path}
-        template, found = _fill(value, places, 0)
+        template = _fill(value, places, 0)
     except (_Unusable, orjson.JSONEncodeError):
         return None
-    return template if found else None
+    return None if template is value else template
 
 
-def _fill(value: Any, places: Places, depth: int) -> tuple[Any, bool]:
-    kind = type(value)
-    if kind is str:
-        if len(value) < MIN_TEXT:
-            return value, False
-        path = places.texts.get(value)
-        if path is not None:
-            return {"$": path}, True
-        if places.ordered and len(value) >= _MIN_JSON and value[0] in "[{":
-            inner = _json_reference(value, places)
-            if inner is not None:
-                return {"$json": [inner["json"], inner["value"]]}, True
-        return value, False
-    if kind is not dict and kind is not list:
-        return value, False
+def _fill(value: Any, places: Places, depth: int) -> Any:
+    """The template for a list or an object: `value` itself when nothing of it is in the row."""
     if depth > _MAX_DEPTH:
         raise _Unusable
-    found = False
-    if kind is list:
-        items = []
-        for item in value:
-            filled, inside = _fill(item, places, depth + 1)
-            items.append(filled)
-            found = found or inside
-        return items, found
-    result = {}
-    for key, item in value.items():
-        if key[:1] == "$":
+    template = value
+    items: Iterable[tuple[Any, Any]] = value.items() if type(value) is dict else enumerate(value)
+    for key, item in items:
+        if type(key) is str and key[:1] == "$":
             raise _Unusable
-        result[key], inside = _fill(item, places, depth + 1)
-        found = found or inside
-    return result, found
+        kind = type(item)
+        if kind is str:
+            filled = item if len(item) < MIN_TEXT else _fill_text(item, places)
+        elif kind is dict or kind is list:
+            filled = _fill(item, places, depth + 1)
+        else:
+            continue
+        if filled is not item:
+            if template is value:
+                template = value.copy()
+            template[key] = filled
+    return template
+
+
+def _fill_text(text: str, places: Places) -> Any:
+    path = places.texts.get(text)
+    if path is not None:
+        return {"$": path}
+    if places.ordered and len(text) >= _MIN_JSON and text[0] in "[{":
+        inner = _json_reference(text, places)
+        if inner is not None:
+            return {"$json": [inner["json"], inner["value"]]}
+    return text
 
 
 def restore(reference: Any, row: Mapping[str, Any], attributes: Mapping[str, Any]) -> Any:

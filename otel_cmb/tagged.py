@@ -22,7 +22,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["dumps", "holds", "loads", "tag", "untag"]
+__all__ = ["dumps", "holds", "loads", "says_all", "tag", "untag"]
 
 _ODD_TEXT = re.compile("[\x00\ud800-\udfff]")
 _TILDE, _BACKSLASH = b"~\\"
@@ -36,6 +36,13 @@ def holds(data: bytes) -> bool:
     if b"null" in data and (b":null" in data or b",null" in data or b"[null" in data or data == b"null"):
         return False
     return not (_TILDE in data and b'"~' in data) and not (_BACKSLASH in data and b"\\u0000" in data)
+
+
+def says_all(data: bytes, value: Any) -> bool:
+    """:func:`holds`, certain: a `null` may also be one in a text, or `None`. For data that is not for jsonb."""
+    if holds(data):
+        return True
+    return not (_TILDE in data and b'"~' in data) and b"\\u0000" not in data and bool(orjson.loads(data) == value)
 
 
 def dumps(value: Any) -> bytes:
@@ -57,7 +64,9 @@ def loads(data: bytes | str) -> Any:
 def tag(value: Any) -> Any:
     kind = type(value)
     if kind is str:
-        return {"~t": _base64(value.encode("utf-8", "surrogatepass"))} if _ODD_TEXT.search(value) else value
+        if (value.isascii() and "\0" not in value) or not _ODD_TEXT.search(value):
+            return value
+        return {"~t": _base64(value.encode("utf-8", "surrogatepass"))}
     if value is None or kind is bool:
         return value
     if kind is int:
@@ -68,7 +77,7 @@ def tag(value: Any) -> Any:
     if kind is bytes:
         return {"~b": _base64(value)}
     if kind is dict:
-        if any(_ODD_TEXT.search(key) for key in value):
+        if _ODD_TEXT.search("".join(value)):
             return {"~k": [[tag(key), tag(item)] for key, item in value.items()]}
         inner = {key: tag(item) for key, item in value.items()}
         return {"~d": inner} if len(inner) == 1 and next(iter(inner)).startswith("~") else inner
