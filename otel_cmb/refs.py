@@ -63,6 +63,7 @@ _WORDS = frozenset({
 })
 """Texts of a template that say nothing of the one row."""
 
+
 class Places:
     """The columns of a row (those that hold something), and where its long texts and its containers are: that is
     looked for when first asked, since most rows can do without."""
@@ -81,25 +82,26 @@ class Places:
     def texts(self) -> dict[str, str]:
         """Paths of the long texts. Whoever keeps a text itself may add it, as `@key`."""
         if self._texts is None:
-            self._look()
-        return self._texts  # type: ignore[return-value]
+            self._texts = self._look()
+        return self._texts
 
     @property
     def containers(self) -> dict[bytes, str]:
         """Paths of the lists and objects directly in a column, by their JSON."""
         if self._texts is None:
-            self._look()
+            self._texts = self._look()
         return self._containers
 
-    def _look(self) -> None:
-        self._texts = {}
+    def _look(self) -> dict[str, str]:
+        texts: dict[str, str] = {}
         for column, value in self.row.items():
             kind = type(value)
             if kind is str:
                 if len(value) >= MIN_TEXT:
-                    self._texts.setdefault(value, column)
+                    texts.setdefault(value, column)
             elif kind is dict or kind is list:
-                self._walk(self._texts, column, value, 0)
+                self._walk(texts, column, value, 0)
+        return texts
 
     def _walk(self, texts: dict[str, str], path: str, value: Any, depth: int) -> None:
         if depth > _MAX_DEPTH or self._nodes > _MAX_NODES:

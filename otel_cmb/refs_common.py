@@ -91,7 +91,9 @@ def split(attributes: dict[str, Any], places: Places, *, own: bool) -> tuple[dic
     row = places.row
     refs: dict[str, Any] = {}
     templates: dict[str, Any] = {}
-    outcome: list[Any] = [plan]  # per step: _HELD, _OWN, a text of few or a tuple with it, a form, or None: it stays
+    # One entry per step, so that equal outcomes mean equal references and equal keys that stay: None (it stays), _HELD,
+    # _OWN (a reference of this row only), the text of few, a tuple with the one text of a list or with a path, a form.
+    outcome: list[Any] = [plan]
     for key, kind, column, inner, few in plan.steps:
         value = attributes[key]
         if column:
@@ -138,6 +140,7 @@ def _plan_of(attributes: dict[str, Any]) -> _Plan:
 
 
 def _common(plan: _Plan, outcome: tuple[Any, ...], templates: dict[str, Any], own: dict[str, Any]) -> Common:
+    """What the outcome means. `templates` of lists and objects are common too, but rare: they are not remembered."""
     common = None if templates else _commons.get(outcome)
     if common is not None:
         return common

@@ -128,6 +128,7 @@ class EventRows:
         return tuple(value for value, wanted in zip(values, self._wants, strict=True) if wanted)
 
     def _meta_text(self, meta: dict[str, Any]) -> str:
+        """JSON text of the column, `otel` tagged in it where needed: nearly always written and looked through once."""
         try:
             data = orjson.dumps(meta)
             if self._ordered and tagged.holds(data):  # all of it, so also `otel`
