@@ -15,7 +15,6 @@ was made from; there `trace_id`, `resource` and `scope` are absent when they are
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from operator import attrgetter
@@ -26,66 +25,13 @@ import orjson
 from otel_cmb import refs as references
 from otel_cmb import tagged
 from otel_cmb.event import KIND_INTERNAL, Event, Link, Resource, Scope, Span, SpanEvent, Stamp
+from otel_cmb.interning import Interner, content_id, resource_of, scope_of, shared_body
+from otel_cmb.refs_common import Common, split
 
 __all__ = ["Interner", "content_id", "pack", "resource_of", "scope_of", "shared_body", "stamp_values", "unpack"]
 
-REMEMBERED = 20_000
-"""Most ids of resources and shapes known to be in the database: about 2 MB."""
-
 _STAMP = tuple(item.name for item in fields(Stamp))
 stamp_values = attrgetter(*_STAMP)
-
-
-def content_id(body: Mapping[str, Any]) -> tuple[str, str]:
-    """Id and JSON text (tagged) of a resource or shape; the id is the text's hex BLAKE2b-128. The order of keys counts:
-    it is part of the JSON texts a shape describes."""
-    key = tagged.dumps(body)
-    found = _content_ids.get(key)
-    if found is None:
-        if len(_content_ids) >= 4096:
-            _content_ids.clear()
-        found = _content_ids[key] = (hashlib.blake2b(key, digest_size=16).hexdigest(), key.decode())
-    return found
-
-
-_content_ids: dict[bytes, tuple[str, str]] = {}
-
-
-class Interner:
-    """`intern` for :func:`pack`: gives ids, and collects in `new` what was not `known` yet (id -> JSON text).
-
-    The caller stores `new` in the same transaction as the rows and calls :meth:`committed` after it.
-    """
-
-    def __init__(self) -> None:
-        self.new: dict[str, str] = {}
-        self._known: set[str] = set()
-        self._ids: dict[int, tuple[Mapping[str, Any], str]] = {}
-
-    def __call__(self, body: Mapping[str, Any]) -> str:
-        found = self._ids.get(id(body))
-        if found is not None and found[0] is body:
-            if found[1] in self._known:
-                return found[1]
-        elif len(self._ids) >= 1024:
-            self._ids.clear()
-        key, text = content_id(body)
-        self._ids[id(body)] = (body, key)
-        if key not in self._known:
-            self.new[key] = text
-        return key
-
-    def committed(self) -> None:
-        """What was new is in the database now."""
-        if len(self._known) > REMEMBERED:
-            self._known.clear()
-        self._known.update(self.new)
-        self.new = {}
-
-    def forget(self) -> None:
-        """Nothing is known any more (another database, rows pruned by somebody else)."""
-        self._known.clear()
-        self.new = {}
 
 
 def pack(
@@ -96,28 +42,44 @@ def pack(
     Call it when `inputs`, `outputs`, `meta`, `error_message` and `run_id` are final (cleaned): attributes found there
     are referred to by path, and a later change of a column would change what :func:`unpack` gives. Type-exact: for
     every span made of the types its docstring names, `unpack` gives back an equal one. `ordered=False` when a column is
-    jsonb, which keeps neither the order of keys nor large floats. About 10 µs.
+    jsonb, which keeps neither the order of keys nor large floats. 5 to 7 µs, 30 where texts have to be searched for.
     """
+    return tagged_where_needed(collect(event, intern, ordered=ordered), ordered=ordered)
+
+
+def tagged_where_needed(packed: dict[str, Any], *, ordered: bool) -> dict[str, Any]:
+    """What :func:`collect` gave, as :func:`pack` gives it."""
+    try:
+        exact = ordered and tagged.says_all(orjson.dumps(packed), packed)
+    except orjson.JSONEncodeError:
+        exact = False
+    return packed if exact else tagged.tag(packed)
+
+
+def collect(
+    event: Event, intern: Callable[[dict[str, Any]], str] | None = None, *, ordered: bool = True,
+) -> dict[str, Any]:
+    """:func:`pack`, not tagged yet: for who writes it as part of something and looks through the text of all of it."""
     if not event.spans:
         return {}
-    places = references.Places(ordered=ordered)
-    for column, value in (
-        ("inputs", event.inputs), ("outputs", event.outputs), ("error_message", event.error_message),
-        ("run_id", event.run_id), ("meta", event.meta),
-    ):
-        if value:
-            if column == "meta" and "otel" in event.meta:
-                value = {key: item for key, item in event.meta.items() if key != "otel"}  # noqa: PLW2901
-            places.put(column, value)
+    row: dict[str, Any] = {}
+    if event.inputs:
+        row["inputs"] = event.inputs
+    if event.outputs:
+        row["outputs"] = event.outputs
+    if event.error_message:
+        row["error_message"] = event.error_message
+    if event.run_id:
+        row["run_id"] = event.run_id
+    if event.meta:
+        meta = event.meta
+        row["meta"] = {key: item for key, item in meta.items() if key != "otel"} if "otel" in meta else meta
+    places = references.Places(row, ordered=ordered)
     first = event.spans[0]
     packed = _pack_span(first, places, event.run_id, intern, None)
     if len(event.spans) > 1:
         packed["merged"] = [_pack_span(span, places, event.run_id, intern, first) for span in event.spans[1:]]
-    try:
-        exact = ordered and tagged.holds(orjson.dumps(packed))
-    except orjson.JSONEncodeError:
-        exact = False
-    return packed if exact else tagged.tag(packed)
+    return packed
 
 
 def _pack_span(
@@ -131,113 +93,110 @@ def _pack_span(
     if span.parent_span_id is not None:
         packed["parent_span_id"] = span.parent_span_id
     packed["name"] = span.name
-    shape: dict[str, Any] = packed if intern is None else {}
-    common: dict[str, Any] | None = None if intern is None else {}
-    if span.kind != KIND_INTERNAL:
-        shape["kind"] = span.kind
+    if intern is None and span.kind != KIND_INTERNAL:
+        packed["kind"] = span.kind
     packed["start_ns"] = span.start_ns
     if span.end_ns is not None:
         packed["end_ns"] = span.end_ns
     if span.status_message:
         packed["status"] = {"code": span.status_code, "message": span.status_message}
-    elif span.status_code:
-        shape["status"] = {"code": span.status_code}
+    elif span.status_code and intern is None:
+        packed["status"] = {"code": span.status_code}
     if span.trace_state:
         packed["trace_state"] = span.trace_state
     if span.flags:
         packed["flags"] = span.flags
+    common = _NOTHING
     if span.attributes:
-        _put_attributes(packed, span.attributes, places, own=first is None, common=common)
+        if intern is None:
+            kept, refs = references.pack(span.attributes, places, own=first is None)
+        else:
+            kept, refs, common = split(span.attributes, places, own=first is None)
+        if kept:
+            packed["attributes"] = kept
+        if refs:
+            packed["refs"] = refs
     if span.events:
         packed["events"] = [_pack_span_event(item, places) for item in span.events]
     if span.links:
         packed["links"] = [_pack_link(item, places) for item in span.links]
-    for key, value, shared in (
-        ("resource", span.resource, None if first is None else first.resource),
-        ("scope", span.scope, None if first is None else first.scope),
-    ):
-        body = shared_body(value)
-        if shared is None:
-            if not body:
-                continue
-        elif value is shared or tagged.dumps(body) == tagged.dumps(shared_body(shared)):
-            continue
-        if key == "scope":
-            shape[key] = body
-        else:
-            packed[key] = body if intern is None or not body else intern(body)
+    resource = _unshared(span.resource, None if first is None else first.resource)
+    if resource is not None:
+        packed["resource"] = resource if intern is None or not resource else intern(resource)
+    scope = _unshared(span.scope, None if first is None else first.scope)
+    if scope is not None and intern is None:
+        packed["scope"] = scope
     if span.dropped_attributes or span.dropped_events or span.dropped_links:
         packed["dropped"] = [span.dropped_attributes, span.dropped_events, span.dropped_links]
-    stamp = _stamp_body(span.stamp)
-    if run_id is not None:
-        if "run_id" not in stamp:
-            stamp["run_id"] = False
-        elif stamp["run_id"] == run_id:
-            del stamp["run_id"]
+    stamp = _stamp_body(span.stamp, run_id)
     if stamp:
         packed["stamp"] = stamp
     if span.died:
         packed["died"] = True
-    if common:
-        shape["refs"] = dict(sorted(common.items()))  # one shape, whatever the order of a span's attributes
-    if shape and intern is not None:
-        packed["shape"] = intern(shape)
+    if intern is not None:
+        shape = _shape(span.kind, 0 if span.status_message else span.status_code, scope, common)
+        if shape:
+            packed["shape"] = intern(shape)
     return packed
 
 
-def _put_attributes(
-    packed: dict[str, Any], attributes: dict[str, Any], places: references.Places, *, own: bool = False,
-    common: dict[str, Any] | None = None,
-) -> None:
-    kept, refs = references.pack(attributes, places, own=own, common=common)
+_NOTHING = Common({}, ())
+
+
+def _shape(kind: int, status: int, scope: dict[str, Any] | None, common: Common) -> dict[str, Any]:
+    """What many rows have in common: the same object each time, which is quicker to intern."""
+    key = (kind, status, id(scope))
+    found = common.shapes.get(key)
+    if found is not None:
+        return found[1]
+    shape: dict[str, Any] = {}
+    if kind != KIND_INTERNAL:
+        shape["kind"] = kind
+    if status:
+        shape["status"] = {"code": status}
+    if scope is not None:
+        shape["scope"] = scope
+    if common.refs:
+        shape["refs"] = common.refs
+    if len(common.shapes) >= 16:
+        common.shapes.clear()
+    common.shapes[key] = (scope, shape)  # with the scope, so that its id cannot be reused by another
+    return shape
+
+
+def _unshared(value: Resource | Scope, shared: Resource | Scope | None) -> dict[str, Any] | None:
+    """The body, or `None` where it goes without saying: it is empty, or that of the first span."""
+    body = shared_body(value)
+    if shared is None:
+        return body or None
+    if value is shared:
+        return None
+    other = shared_body(shared)
+    return None if body is other or tagged.dumps(body) == tagged.dumps(other) else body
+
+
+def _put_attributes(packed: dict[str, Any], attributes: dict[str, Any], places: references.Places) -> None:
+    kept, refs = references.pack(attributes, places)
     if kept:
         packed["attributes"] = kept
     if refs:
         packed["refs"] = refs
 
 
-_bodies: dict[int, tuple[Any, dict[str, Any]]] = {}
-"""Bodies of resources and scopes by identity, with the object, so that its id cannot be reused by another."""
+_UNSAID = (None,) * (len(_STAMP) - 1)
 
 
-def shared_body(value: Resource | Scope) -> dict[str, Any]:
-    found = _bodies.get(id(value))
-    if found is None:
-        if len(_bodies) >= 256:
-            _bodies.clear()
-        body = _resource_body(value) if isinstance(value, Resource) else _scope_body(value)
-        found = _bodies[id(value)] = (value, body)
-    return found[1]
-
-
-def _resource_body(resource: Resource) -> dict[str, Any]:
-    body: dict[str, Any] = {}
-    if resource.attributes:
-        body["attributes"] = resource.attributes
-    if resource.schema_url:
-        body["schema_url"] = resource.schema_url
-    if resource.dropped_attributes:
-        body["dropped"] = resource.dropped_attributes
+def _stamp_body(stamp: Stamp, run_id: str | None) -> dict[str, Any]:
+    values = stamp_values(stamp)
+    if values == (run_id, *_UNSAID):  # nearly always
+        return {}
+    body = {name: value for name, value in zip(_STAMP, values, strict=True) if value is not None}
+    if run_id is not None:
+        if "run_id" not in body:
+            body["run_id"] = False
+        elif body["run_id"] == run_id:
+            del body["run_id"]
     return body
-
-
-def _scope_body(scope: Scope) -> dict[str, Any]:
-    body: dict[str, Any] = {}
-    if scope.name:
-        body["name"] = scope.name
-    if scope.version:
-        body["version"] = scope.version
-    if scope.attributes:
-        body["attributes"] = scope.attributes
-    if scope.schema_url:
-        body["schema_url"] = scope.schema_url
-    if scope.dropped_attributes:
-        body["dropped"] = scope.dropped_attributes
-    return body
-
-
-def _stamp_body(stamp: Stamp) -> dict[str, Any]:
-    return {name: value for name, value in zip(_STAMP, stamp_values(stamp), strict=True) if value is not None}
 
 
 def _pack_span_event(event: SpanEvent, places: references.Places) -> dict[str, Any]:
@@ -358,14 +317,3 @@ def _resolved(value: Any, resolve: Callable[[str], dict[str, Any]] | None) -> di
         except KeyError:
             value = {}
     return value  # type: ignore[no-any-return]
-
-
-def resource_of(body: Mapping[str, Any]) -> Resource:
-    return Resource(body.get("attributes", {}), body.get("schema_url", ""), body.get("dropped", 0))
-
-
-def scope_of(body: Mapping[str, Any]) -> Scope:
-    return Scope(
-        body.get("name", ""), body.get("version", ""), body.get("attributes", {}), body.get("schema_url", ""),
-        body.get("dropped", 0),
-    )

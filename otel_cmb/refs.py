@@ -9,8 +9,8 @@ A reference (`meta.otel.refs[key]`) is one of
 In a template `{"$": path}` stands for the value at a path, `{"$json": [style, template]}` for a JSON text within. A
 reference is used only after it gave back exactly the value it stands for.
 
-References that many rows have in common (no value of their own in them) can be kept apart, to be stored once: then also
-small values are referred to, by :data:`HELD`, and values of few kinds (:data:`FEW`) are written into them.
+References that many rows have in common (no value of their own in them) are stored once for all of them:
+:mod:`otel_cmb.refs_common`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 
 import orjson
 
-__all__ = ["FEW", "HELD", "MISSING", "Places", "pack", "restore"]
+__all__ = ["MIN_TEXT", "MISSING", "Form", "Places", "find", "is_common", "pack", "restore"]
 
 MISSING = "…[missing: "
 """How the text begins that stands for a value whose place is gone."""
 
-_MIN_TEXT = 24
+MIN_TEXT = 24
 """A reference costs about as much as a text of this length."""
 _MIN_JSON = 48
 _MAX_NODES = 512
@@ -57,154 +57,121 @@ def _style(text: str) -> str:
     return "compact-ascii" if ascii_only else "compact"
 
 
-HELD: dict[str, tuple[str, ...]] = {
-    "cmb.run.id": ("run_id",),
-    "gen_ai.request.model": ("meta.model",), "gen_ai.response.model": ("meta.model",),
-    "llm.model_name": ("meta.model",),
-    "gen_ai.provider.name": ("meta.provider",), "gen_ai.system": ("meta.provider",),
-    "gen_ai.usage.input_tokens": ("meta.prompt_tokens",), "gen_ai.usage.output_tokens": ("meta.completion_tokens",),
-    "gen_ai.usage.prompt_tokens": ("meta.prompt_tokens",),
-    "gen_ai.usage.completion_tokens": ("meta.completion_tokens",),
-    "llm.token_count.prompt": ("meta.prompt_tokens",),
-    "llm.token_count.completion": ("meta.completion_tokens",),
-    "llm.token_count.total": ("meta.tokens",), "gen_ai.usage.total_tokens": ("meta.tokens",),
-    "gen_ai.usage.cost": ("meta.cost_usd",), "gen_ai.request.temperature": ("meta.temperature",),
-    "gen_ai.tool.name": ("inputs.tool_name",), "tool.name": ("inputs.tool_name",),
-    "gen_ai.tool.call.id": ("meta.tool_call_id",), "tool_call.id": ("meta.tool_call_id",),
-    "gen_ai.tool.call.result": ("outputs.result",), "tool_response": ("outputs.result",),
-    "gen_ai.conversation.id": ("meta.conversation_id",), "ag2.code_execution.exit_code": ("meta.exit_code",),
-    "ag2.code_execution.output": ("outputs.result",), "error.type": ("meta.error_type",),
-}
-"""Where a small value usually is in the row."""
-_HELD = {key: tuple((path, *path.split(".")) for path in paths) for key, paths in HELD.items()}
-
-FEW = frozenset({
-    "gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.system", "gen_ai.request.model", "gen_ai.response.model",
-    "gen_ai.agent.name", "gen_ai.tool.name", "gen_ai.tool.type", "gen_ai.output.type", "gen_ai.response.finish_reasons",
-    "ag2.span.type", "openinference.span.kind", "traceloop.span.kind", "llm.provider", "llm.system", "llm.model_name",
-    "agent.name", "tool.name", "input.mime_type", "output.mime_type", "traceloop.workflow.name", "server.address",
-    "gen_ai.agent.description", "gen_ai.tool.description", "error.type", "logfire.span_type", "logfire.json_schema",
-})
-"""Attributes with few different values in all of a database."""
-_SMALL = frozenset(HELD) | FEW
-_FEW_BYTES = 256
 _WORDS = frozenset({
     "", "user", "assistant", "system", "developer", "tool", "function", "text", "tool_call", "tool_call_response",
     "reasoning", "stop", "length", "tool_calls", "content_filter", "json", "input_text", "output_text", "message",
 })
 """Texts of a template that say nothing of the one row."""
-_MISSING = object()
 
 
 class Places:
-    """What texts and containers a row holds, and where."""
+    """The columns of a row (those that hold something), and where its long texts and its containers are: that is
+    looked for when first asked, since most rows can do without."""
 
-    __slots__ = ("containers", "nodes", "ordered", "row", "texts")
+    __slots__ = ("_containers", "_nodes", "_texts", "ordered", "row")
 
-    def __init__(self, *, ordered: bool = True) -> None:
-        self.row: dict[str, Any] = {}
-        self.texts: dict[str, str] = {}
-        self.containers: dict[bytes, str] = {}
-        self.nodes = 0
+    def __init__(self, row: dict[str, Any], *, ordered: bool = True) -> None:
+        self.row = row
         self.ordered = ordered
         """Whether the database keeps the order of an object's keys, and so the text of a JSON text (jsonb does not)."""
+        self._texts: dict[str, str] | None = None
+        self._containers: dict[bytes, str] = {}
+        self._nodes = 0
 
-    def put(self, column: str, value: Any) -> None:
-        """Remember a column's value and what is in it."""
-        self.row[column] = value
-        kind = type(value)
-        if kind is str:
-            if len(value) >= _MIN_TEXT:
-                self.texts.setdefault(value, column)
-        elif kind is dict or kind is list:
-            self._walk(column, value, 0)
+    @property
+    def texts(self) -> dict[str, str]:
+        """Paths of the long texts. Whoever keeps a text itself may add it, as `@key`."""
+        if self._texts is None:
+            self._texts = self._look()
+        return self._texts
 
-    def _walk(self, path: str, value: Any, depth: int) -> None:
-        if depth > _MAX_DEPTH or self.nodes > _MAX_NODES:
+    @property
+    def containers(self) -> dict[bytes, str]:
+        """Paths of the lists and objects directly in a column, by their JSON."""
+        if self._texts is None:
+            self._texts = self._look()
+        return self._containers
+
+    def _look(self) -> dict[str, str]:
+        texts: dict[str, str] = {}
+        for column, value in self.row.items():
+            kind = type(value)
+            if kind is str:
+                if len(value) >= MIN_TEXT:
+                    texts.setdefault(value, column)
+            elif kind is dict or kind is list:
+                self._walk(texts, column, value, 0)
+        return texts
+
+    def _walk(self, texts: dict[str, str], path: str, value: Any, depth: int) -> None:
+        if depth > _MAX_DEPTH or self._nodes > _MAX_NODES:
             return
-        self.nodes += len(value)
+        self._nodes += len(value)
         if depth == 1 and self.ordered:
             self._add_container(path, value)
         items: Iterable[tuple[Any, Any]] = value.items() if type(value) is dict else enumerate(value)
         for key, item in items:
             kind = type(item)
             if kind is str:
-                if len(item) >= _MIN_TEXT and (type(key) is int or "." not in key):
-                    self.texts.setdefault(item, f"{path}.{key}")
+                if len(item) >= MIN_TEXT and (type(key) is int or "." not in key):
+                    texts.setdefault(item, f"{path}.{key}")
             elif (kind is dict or kind is list) and (type(key) is int or "." not in key):
-                self._walk(f"{path}.{key}", item, depth + 1)
+                self._walk(texts, f"{path}.{key}", item, depth + 1)
 
     def _add_container(self, path: str, value: Any) -> None:
         try:
             data = orjson.dumps(value)
         except orjson.JSONEncodeError:
             return
-        if len(data) >= _MIN_TEXT and b"null" not in data:
-            self.containers.setdefault(data, path)
+        if len(data) >= MIN_TEXT and b"null" not in data:
+            self._containers.setdefault(data, path)
 
 
 class _Unusable(Exception):  # noqa: N818 - a way out of the recursion
     pass
 
 
-def pack(
-    attributes: dict[str, Any], places: Places, *, own: bool = False, common: dict[str, Any] | None = None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def pack(attributes: dict[str, Any], places: Places, *, own: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
     """The attributes to store as they are, and the references for the others. With `own`, long texts that stay become
-    places themselves (`@key`). References without anything of this row go to `common` where it is given."""
+    places themselves (`@key`)."""
     refs: dict[str, Any] = {}
-    texts = places.texts
     for key, value in attributes.items():
-        kind = type(value)
-        if common is not None and key in _SMALL:
-            reference = _small(key, value, kind, places.row)
-            if reference is not None:
-                common[key] = reference
-                continue
-        if kind is str:
-            if len(value) < _MIN_TEXT:
-                continue
-            path = texts.get(value)
-            if path is not None:
-                refs[key] = path
-                continue
-            if places.ordered and len(value) >= _MIN_JSON and value[0] in "[{":
-                forms = _recent.get(key, ())
-                for form in forms:
-                    if form.writes(value, places.row):
-                        break
-                else:
-                    form = None
-                if form is not None:  # written like one before it, which is much quicker to see than to find out
-                    if common is not None:
-                        common[key] = form.reference
-                    else:
-                        refs[key] = form.reference
-                    continue
-                reference = _json_reference(value, places)
-                if reference is not None:
-                    if common is not None and _is_common(reference):
-                        common[key] = reference
-                        _remember(key, reference, forms)
-                    else:
-                        refs[key] = reference
-                    continue
-            if own:
-                texts[value] = "@" + key
-        elif (kind is list or kind is dict) and value:
-            template = _template_of(value, places)
-            if template is not None:
-                refs[key] = {"value": template}
-    if common is not None and refs:
-        for key in [key for key, reference in refs.items() if _is_common(reference)]:
-            common[key] = refs.pop(key)
-    if not refs and not common:
+        found = find(key, value, places, own=own)
+        if found is not None:
+            refs[key] = found.reference if type(found) is Form else found
+    if not refs:
         return attributes, refs
-    gone = refs if not common else {**refs, **common}
-    return {key: value for key, value in attributes.items() if key not in gone}, refs
+    return {key: value for key, value in attributes.items() if key not in refs}, refs
 
 
-class _Form:
+def find(key: str, value: Any, places: Places, *, own: bool) -> str | Form | dict[str, Any] | None:
+    """The reference for an attribute's value, or the form that has it; `None` for a value to store as it is."""
+    kind = type(value)
+    if kind is str:
+        if len(value) < MIN_TEXT:
+            return None
+        may_be_json = places.ordered and len(value) >= _MIN_JSON and value[0] in "[{"
+        if may_be_json:
+            for form in _recent.get(key, ()):
+                if form.writes(value, places.row):  # like one before it: much quicker to see than to find out
+                    return form
+        found = places.texts.get(value)
+        if found is not None:
+            return found
+        if may_be_json:
+            reference = _json_text(key, value, places)
+            if reference is not None:
+                return reference
+        if own:
+            places.texts[value] = "@" + key
+    elif (kind is list or kind is dict) and value:
+        template = _template_of(value, places)
+        if template is not None:
+            return {"value": template}
+    return None
+
+
+class Form:
     """A reference to a JSON text in which nothing is of the one row, as the pieces of text between its places."""
 
     __slots__ = ("head", "pieces", "reference", "style")
@@ -253,33 +220,25 @@ def _marked(template: Any, paths: list[str]) -> Any:
     return {key: _marked(item, paths) for key, item in template.items()}
 
 
-_recent: dict[str, tuple[_Form, ...]] = {}
+_recent: dict[str, tuple[Form, ...]] = {}
 """The forms last found for an attribute that is a JSON text, by its key."""
 _FORMS = 4
 
 
-def _remember(key: str, reference: dict[str, Any], forms: tuple[_Form, ...]) -> None:
+def _json_text(key: str, text: str, places: Places) -> Form | dict[str, Any] | None:
+    """The reference for a JSON text that no known form writes; its form is remembered where it says nothing of the row."""
+    reference = _json_reference(text, places)
+    if reference is None or not is_common(reference):
+        return reference
+    form = Form(reference)
     if len(_recent) >= 256:
         _recent.clear()
-    others = [form for form in forms if form.reference != reference]
-    _recent[key] = (_Form(reference), *others[: _FORMS - 1])
+    others = [other for other in _recent.get(key, ()) if other.reference != reference]
+    _recent[key] = (form, *others[: _FORMS - 1])
+    return form
 
 
-def _small(key: str, value: Any, kind: type, row: Mapping[str, Any]) -> Any | None:
-    for path, column, *inner in _HELD.get(key, ()) if kind is not list and kind is not dict else ():
-        held = row.get(column, _MISSING)
-        if inner:
-            held = held.get(inner[0], _MISSING) if type(held) is dict else _MISSING
-        if type(held) is kind and held == value and (kind is not float or repr(held) == repr(value)):  # -0.0 is not 0.0
-            return path
-    if key in FEW and kind is str and len(value) <= _FEW_BYTES:
-        return {"value": value}
-    if key in FEW and kind is list and len(value) == 1 and type(value[0]) is str and len(value[0]) <= _MIN_TEXT:
-        return {"value": value}
-    return None
-
-
-def _is_common(reference: Any) -> bool:
+def is_common(reference: Any) -> bool:
     """Whether a reference says nothing of its own row."""
     return isinstance(reference, str) or _without_values(reference["value"])
 
@@ -302,6 +261,8 @@ def _without_values(template: Any) -> bool:
 
 
 def _json_reference(text: str, places: Places) -> dict[str, Any] | None:
+    if not places.texts and not places.containers:
+        return None
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -324,44 +285,44 @@ def _template_of(value: Any, places: Places) -> Any | None:
         path = places.containers.get(data)
         if path is not None:
             return {"$": path}
-        template, found = _fill(value, places, 0)
+        template = _fill(value, places, 0)
     except (_Unusable, orjson.JSONEncodeError):
         return None
-    return template if found else None
+    return None if template is value else template
 
 
-def _fill(value: Any, places: Places, depth: int) -> tuple[Any, bool]:
-    kind = type(value)
-    if kind is str:
-        if len(value) < _MIN_TEXT:
-            return value, False
-        path = places.texts.get(value)
-        if path is not None:
-            return {"$": path}, True
-        if places.ordered and len(value) >= _MIN_JSON and value[0] in "[{":
-            inner = _json_reference(value, places)
-            if inner is not None:
-                return {"$json": [inner["json"], inner["value"]]}, True
-        return value, False
-    if kind is not dict and kind is not list:
-        return value, False
+def _fill(value: Any, places: Places, depth: int) -> Any:
+    """The template for a list or an object: `value` itself when nothing of it is in the row."""
     if depth > _MAX_DEPTH:
         raise _Unusable
-    found = False
-    if kind is list:
-        items = []
-        for item in value:
-            filled, inside = _fill(item, places, depth + 1)
-            items.append(filled)
-            found = found or inside
-        return items, found
-    result = {}
-    for key, item in value.items():
-        if key[:1] == "$":
+    template = value
+    items: Iterable[tuple[Any, Any]] = value.items() if type(value) is dict else enumerate(value)
+    for key, item in items:
+        if type(key) is str and key[:1] == "$":
             raise _Unusable
-        result[key], inside = _fill(item, places, depth + 1)
-        found = found or inside
-    return result, found
+        kind = type(item)
+        if kind is str:
+            filled = item if len(item) < MIN_TEXT else _fill_text(item, places)
+        elif kind is dict or kind is list:
+            filled = _fill(item, places, depth + 1)
+        else:
+            continue
+        if filled is not item:
+            if template is value:
+                template = value.copy()
+            template[key] = filled
+    return template
+
+
+def _fill_text(text: str, places: Places) -> Any:
+    path = places.texts.get(text)
+    if path is not None:
+        return {"$": path}
+    if places.ordered and len(text) >= _MIN_JSON and text[0] in "[{":
+        inner = _json_reference(text, places)
+        if inner is not None:
+            return {"$json": [inner["json"], inner["value"]]}
+    return text
 
 
 def restore(reference: Any, row: Mapping[str, Any], attributes: Mapping[str, Any]) -> Any:

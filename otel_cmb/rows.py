@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from otel_cmb import rebuild
+from otel_cmb import rebuild, tagged
 from otel_cmb.binding import Binding
 from otel_cmb.dialects import SQLITE, update_sql
 from otel_cmb.event import Event, derived_id
@@ -23,13 +23,14 @@ __all__ = ["EventRows", "Placement", "json_fit", "json_text", "side_rows"]
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - rows hold naive UTC
 _EPOCH_AWARE = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _INT32 = 2**31 - 1
+_BACKSLASH = ord("\\")
 
 
 def json_fit(value: Any) -> tuple[str, Any]:
     """JSON text that every database takes (no NUL, no lone surrogate, no NaN), and the value it is the text of."""
     try:
         data = orjson.dumps(value)
-        if b"\\u0000" not in data:
+        if _BACKSLASH not in data or b"\\u0000" not in data:
             return data.decode(), value
     except (TypeError, ValueError, RecursionError):
         pass
@@ -71,7 +72,8 @@ class EventRows:
         self.columns = tuple(name for name in _EVENT_COLUMNS if name in info.columns)
         fill = {name: value for name, value in binding.fill.get("execution_events", {}).items() if name not in self.columns}
         self._fill = tuple(fill.values())
-        self._lengths = {name: column.length for name, column in info.columns.items() if column.length}
+        self._lengths = tuple(
+            info.columns[name].length or length if name in info.columns else length for name, length in _NAMES.items())
         self._time = _time_maker(binding, "execution_events", "timestamp")
         self._wants = [name in info.columns for name in _EVENT_COLUMNS]
         self._all = all(self._wants)
@@ -103,7 +105,7 @@ class EventRows:
         meta = dict(event.meta)
         if event.spans:
             # when the columns it refers to are final
-            meta["otel"] = rebuild.pack(event, self._intern, ordered=self._ordered)
+            meta["otel"] = rebuild.collect(event, self._intern, ordered=self._ordered)
         if self._shorten is not None:
             inputs = self._shortened(event.run_id, event.inputs, inputs)
             outputs = self._shortened(event.run_id, event.outputs, outputs)
@@ -111,20 +113,31 @@ class EventRows:
             meta["node"] = event.node_id
         if event.step_id is not None and place.step_id is None:
             meta["step"] = event.step_id
-        length = self._lengths.get
+        type_length, subtype_length, name_length, role_length = self._lengths
         values = (
             event.id, event.run_id, place.node_id, place.step_id, place.session_id, place.parent_id,
-            fit(event.event_type, length("event_type", 50)), fit(event.event_subtype, length("event_subtype", 50)),
-            fit(event.agent_name, length("agent_name", 100)), fit(event.agent_role, length("agent_role", 50)),
+            fit(event.event_type, type_length), fit(event.event_subtype, subtype_length),
+            fit(event.agent_name, name_length), fit(event.agent_role, role_length),
             start_time, start_time, None if completed is None else self._time(completed),
             None if completed is None else min(max((completed - started) // 1_000_000, 0), _INT32),
-            inputs, outputs, event.error_message, json_text(meta) if meta else None,
+            inputs, outputs, event.error_message, self._meta_text(meta) if meta else None,
             place.order, place.depth, event.status,
         )
         if self._all:
             return values
         return tuple(value for value, wanted in zip(values, self._wants, strict=True) if wanted)
 
+    def _meta_text(self, meta: dict[str, Any]) -> str:
+        """JSON text of the column, `otel` tagged in it where needed: nearly always written and looked through once."""
+        try:
+            data = orjson.dumps(meta)
+            if self._ordered and tagged.holds(data):  # all of it, so also `otel`
+                return data.decode()
+        except orjson.JSONEncodeError:
+            pass
+        if "otel" in meta:
+            meta["otel"] = rebuild.tagged_where_needed(meta["otel"], ordered=self._ordered)
+        return json_text(meta)
 
     def _shortened(self, run_id: str | None, value: dict[str, Any] | None, written: str | None) -> str | None:
         if value is None or run_id is None or written is None or len(written) < MIN_BYTES or "messages" not in value:
@@ -139,6 +152,8 @@ _EVENT_COLUMNS = (
     "agent_role", "timestamp", "started_at", "completed_at", "duration_ms", "inputs", "outputs", "error_message", "meta",
     "execution_order", "depth", "status",
 )
+_NAMES = {"event_type": 50, "event_subtype": 50, "agent_name": 100, "agent_role": 50}
+"""Characters of the text columns that could be too short, where the column says nothing."""
 
 
 def _time_maker(binding: Binding, table: str, column: str) -> Callable[[int], Any]:
@@ -147,11 +162,11 @@ def _time_maker(binding: Binding, table: str, column: str) -> Callable[[int], An
         last: list[Any] = [None, ""]
 
         def as_text(ns: int) -> str:
-            seconds, rest = divmod(ns // 1000, 1_000_000)
+            seconds = ns // 1_000_000_000
             if seconds != last[0]:  # most events of a batch share a second
-                last[1] = (_EPOCH + timedelta(seconds=seconds)).isoformat(" ")
+                last[1] = (_EPOCH + timedelta(seconds=seconds)).isoformat(" ") + "."
                 last[0] = seconds
-            return f"{last[1]}.{rest:06d}"
+            return f"{last[1]}{str(1_000_000 + ns // 1000 % 1_000_000)[1:]}"
 
         return as_text
     aware = binding.tables[table].columns[column].kind == "timestamptz"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from otel_cmb import journal_spans, rebuild, refs, tagged
+from otel_cmb import journal_spans, rebuild, refs_common, tagged
 from otel_cmb.event import Event, Link, Resource, Scope, Span, SpanEvent, Stamp
 
 texts = st.text(alphabet=st.characters(), max_size=60) | st.sampled_from(
@@ -38,7 +38,7 @@ json_texts = st.builds(
     st.sampled_from([{}, {"ensure_ascii": False}, {"separators": (",", ":")}, {"indent": 2},
                      {"separators": (",", ":"), "ensure_ascii": False}]),
 )
-usual = st.sampled_from(sorted({*refs.HELD, *refs.FEW}))
+usual = st.sampled_from(sorted({*refs_common.HELD, *refs_common.FEW}))
 small = st.sampled_from(["gpt-4.1", "stop", "chat", 3, 3.0, True, 0, "", ["stop"], [], None, 0.0, -0.0])
 attributes = st.builds(
     lambda one, two: {**one, **two}, st.dictionaries(keys, anyvalues | json_texts, max_size=4),
