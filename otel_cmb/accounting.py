@@ -40,15 +40,15 @@ class Stats:
     redacted: int = 0
     """Secrets replaced before anything was written."""
 
-    def count(self, result: str, reason: str) -> None:
-        """One more span with this result."""
+    def count(self, result: str, reason: str, n: int = 1) -> None:
+        """So many spans more with this result."""
         if result == "refused":
-            self.refused += 1
-            self.received -= 1
+            self.refused += n
+            self.received -= n
         elif result in ("committed", "merged", "ignored"):
-            setattr(self, result, getattr(self, result) + 1)
+            setattr(self, result, getattr(self, result) + n)
         elif result == "lost":
-            self.lose(reason, 1)
+            self.lose(reason, n)
 
     def lose(self, reason: str, n: int) -> None:
         self.lost[reason] = self.lost.get(reason, 0) + n
@@ -118,17 +118,17 @@ class Ticket:
         self._condition = threading.Condition()
         self._outage = False
 
-    def settle(self, result: str, reason: str) -> None:
-        """One span's fate is known."""
+    def settle(self, result: str, reason: str, n: int = 1) -> None:
+        """The fate of so many spans is known."""
         with self._condition:
             outcome = self._outcome
-            self._waiting -= 1
+            self._waiting -= n
             if result == "parked":
-                outcome.parked[reason] = outcome.parked.get(reason, 0) + 1
+                outcome.parked[reason] = outcome.parked.get(reason, 0) + n
             elif result != "deferred":
-                setattr(outcome, result, getattr(outcome, result) + 1)
+                setattr(outcome, result, getattr(outcome, result) + n)
             if result != "deferred":
-                outcome.pending -= 1
+                outcome.pending -= n
             if self._waiting <= 0:
                 self._condition.notify_all()
 

@@ -26,7 +26,7 @@ from otel_cmb.assemble_errors import error_of
 from otel_cmb.assemble_payload import payload_of
 from otel_cmb.assemble_rows import add_rows, events_inside
 from otel_cmb.assemble_stacked import unstack
-from otel_cmb.assemble_tree import Node, all_members, both_said, build, merge, sort_key, take
+from otel_cmb.assemble_tree import Node, all_members, both_said, build, forget_neighbours, merge, sort_key, take
 from otel_cmb.event import Event, event_id
 from otel_cmb.mapper import Facts, placed
 from otel_cmb.mapper_results import as_mapping, canonical
@@ -45,7 +45,8 @@ def assemble(facts: Iterable[Facts], *, record: str = "agents") -> list[Event]:
 
     `Event.inputs`, `outputs` and `meta` are shared between calls with the same facts: replace them, never change them.
     """
-    heads = unstack(merge(build(facts, record == "all")))
+    nodes = build(facts, record == "all")
+    heads = unstack(merge(nodes))
     order_siblings(heads)
     agents = {
         canonical(name): name for name in sorted({node.best.agent for node in heads if node.kind == AGENT and node.best.agent})
@@ -71,6 +72,7 @@ def assemble(facts: Iterable[Facts], *, record: str = "agents") -> list[Event]:
         for more in events_inside(node.best, node.kind, event):
             rows.append(((start, more.depth, more.started_ns, more.id), more))  # noqa: PERF401 - mostly none
     rows.sort(key=_row_key)
+    forget_neighbours(nodes)
     return [event for _, event in rows]
 
 

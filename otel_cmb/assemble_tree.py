@@ -14,7 +14,7 @@ from otel_cmb.mapper_results import canonical
 from otel_cmb.messages import as_json
 from otel_cmb.vocabulary.base import AGENT, APPROVAL, CODE, CONTAINER, HANDOFF, LLM, TOOL
 
-__all__ = ["Node", "all_members", "both_said", "build", "merge", "ran_nothing", "sort_key", "take"]
+__all__ = ["Node", "all_members", "both_said", "build", "forget_neighbours", "merge", "ran_nothing", "sort_key", "take"]
 
 
 MOST = 64
@@ -242,6 +242,17 @@ def ran_nothing(facts: Facts) -> bool:
         and "code_output" not in facts.found
         and facts.tool is None
     )
+
+
+def forget_neighbours(nodes: Iterable[Node]) -> None:
+    """The tree was read. Nodes that name each other are cycles: these, and with them every fact and event of the trace, would
+    be kept until the garbage collector looks, and its looking costs more than all of pass 2."""
+    for node in nodes:
+        node.parent = node.up = node.into = node.before = node.after = None
+        node.children.clear()
+        node.kids.clear()
+        node.members.clear()
+        node.near.clear()
 
 
 def _has_tokens(node: Node) -> bool:

@@ -22,6 +22,7 @@ from otel_cmb.trouble import Trouble
 __all__ = ["REJECTED", "Bookkeeper"]
 
 REJECTED = "rejected_by_database"
+_WAITING = frozenset((PARKED, DEFERRED))
 
 
 class Bookkeeper:
@@ -51,25 +52,31 @@ class Bookkeeper:
         """Move the journal on past the records, whose items are committed, and count."""
         now = time.time()
         progress = Progress(done=records[-1] if records else None)
+        counts = progress.counts
         fates: list[tuple[int, Fate]] = []
-        bodies = {record.seq: record.body for record in records}
+        bodies: dict[int, bytes] = {}
         own = journal is self._intake.journal
+        of_this_process = own or isinstance(journal, Standby)
         for item in items:
-            fate = item.outcome
+            fate, seq = item.outcome, item.seq
             assert fate is not None
-            if item.seq in batch.starts:
-                self._note_start(progress, item, batch.starts[item.seq])
+            if seq in batch.starts:
+                self._note_start(progress, item, batch.starts[seq])
                 continue
-            if fate.result in (PARKED, DEFERRED):
-                progress.park.append(self._parked(item, fate, bodies[item.seq], now))
+            result = fate.result
+            waits = result in _WAITING
+            if waits:
+                bodies = bodies or {record.seq: record.body for record in records}
+                progress.park.append(self._parked(item, fate, bodies[seq], now))
             if item.span is not None:
-                fates.append((item.seq, fate))
-                if fate.result not in (PARKED, DEFERRED):
-                    progress.counts[fate.result] = progress.counts.get(fate.result, 0) + 1
-                    self._note_end(progress, item.span, own or isinstance(journal, Standby))
+                fates.append((seq, fate))
+                if not waits:
+                    counts[result] = counts.get(result, 0) + 1
+                    if self._opened or not of_this_process:
+                        self._note_end(progress, item.span, of_this_process)
             elif item.command is not None:
                 _note_command(progress, item.command, fate)
-        lost = sum(record.gap + (record.seq in batch.broken) for record in records)
+        lost = sum([record.gap for record in records]) + len(batch.broken.intersection([record.seq for record in records]))
         if lost:
             progress.counts["lost:journal_damaged"] = lost
             self._trouble.say("damaged", "%d journal record(s) were damaged on the disk and are lost", lost)
@@ -98,7 +105,7 @@ class Bookkeeper:
             if before.body[:1] == START:  # closes the row of a process that died; without a row there is nothing to close
                 progress.unpark.append(item.seq)
                 continue
-            if fate.result in (PARKED, DEFERRED):
+            if fate.result in _WAITING:
                 progress.park.append(self._parked(item, fate, before.body, now, before))
                 pending += item.span is not None and before.reason == UNSETTLED and fate.result == PARKED
                 continue

@@ -71,11 +71,11 @@ def decode(
     `fresh`: spans that need no decoding, by number.
     """
     batch = Batch(records)
-    ends: set[tuple[str, str, int]] = set()
+    items = batch.items
     for record in records:
         span = fresh.get(record.seq)
         if span is not None:
-            item = Item(record.seq, span=span, settle=settle)
+            item = Item(record.seq, span, None, None, settle)
         else:
             try:
                 item = item_of(record.seq, record.body, settle=settle)
@@ -83,15 +83,16 @@ def decode(
                 batch.broken.add(record.seq)
                 on_broken(error)
                 continue
-        kind = record.body[:1]
-        if kind == START:
+        if record.body[:1] == START:
             batch.starts[record.seq] = record.body
-        elif kind == END and item.span is not None:
-            ends.add((item.span.trace_id, item.span.span_id, item.span.start_ns))
-        batch.items.append(item)
-    if batch.starts and ends:
+        items.append(item)
+    if batch.starts:
+        ends = {_identity(item.span) for item in items if item.span is not None and item.seq not in batch.starts}
         batch.items = [
-            item for item in batch.items
-            if item.seq not in batch.starts or item.span is None
-            or (item.span.trace_id, item.span.span_id, item.span.start_ns) not in ends]
+            item for item in items
+            if item.seq not in batch.starts or item.span is None or _identity(item.span) not in ends]
     return batch
+
+
+def _identity(span: Span) -> tuple[str, str, int]:
+    return span.trace_id, span.span_id, span.start_ns

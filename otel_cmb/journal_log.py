@@ -47,6 +47,8 @@ class Log:
         self._fd: int | None = None
         self._segment = 0
         self._offset = 0
+        self._oldest = 0
+        """No older segment is there, as far as is known."""
         self._read: tuple[int, int] | None = None
         self._read_seq: int | None = None
         self._read_fd: tuple[int, int] | None = None
@@ -196,20 +198,22 @@ class Log:
     def _parse(self, chunk: bytes, segment: int, base: int, stop: int, limit: int) -> tuple[list[Record], int]:
         """Whole records of the chunk that begins at `base`, and how much of it is done."""
         records: list[Record] = []
-        position = 0
-        while len(records) < limit and position + HEADER.size <= len(chunk):
+        position, header = 0, HEADER.size
+        before = self._read_seq
+        while len(records) < limit and position + header <= len(chunk):
             magic, seq, length, crc = HEADER.unpack_from(chunk, position)
-            end = position + HEADER.size + length
-            if magic == MAGIC and length <= MAX_RECORD and base + end > stop and base + len(chunk) >= stop:
+            begin = position + header
+            end = begin + length
+            if base + end > stop and magic == MAGIC and length <= MAX_RECORD and base + len(chunk) >= stop:
                 magic = b""  # says it is longer than what is there: damaged, or cut off by a crash
-            if magic == MAGIC and length <= MAX_RECORD and end > len(chunk):
+            if end > len(chunk) and magic == MAGIC and length <= MAX_RECORD:
                 if position == 0:  # one record larger than the chunk
                     chunk = self._pread(segment, base, end)
                     if len(chunk) >= end:
                         continue
                 else:
                     break
-            body = chunk[position + HEADER.size : end]
+            body = chunk[begin:end]
             if magic != MAGIC or length > MAX_RECORD or zlib.crc32(body) != crc:
                 following = chunk.find(MAGIC, position + 1)
                 if following < 0:
@@ -220,10 +224,10 @@ class Log:
                     break
                 position = following
                 continue
-            gap = seq - self._read_seq - 1 if self._read_seq is not None else 0
-            self._read_seq = seq
+            gap = 0 if before is None or seq <= before else seq - before - 1
+            before = self._read_seq = seq
             position = end
-            records.append(Record(seq, body, (segment, base + end), max(gap, 0)))
+            records.append(Record(seq, body, (segment, base + end), gap))
         if position + HEADER.size > len(chunk) and base + len(chunk) >= stop:
             position = len(chunk)
         return records, position
@@ -232,13 +236,20 @@ class Log:
 
     def drop_before(self, segment: int) -> None:
         """Give back the segments whose records are all done."""
+        if segment <= self._oldest:
+            return
+        kept = segment
         for number in self._segments():
             if number < segment:
                 size = self._size(number)
-                with contextlib.suppress(OSError):
+                try:
                     os.unlink(self._segment_path(number))
-                    with self.lock:
-                        self.size -= size
+                except OSError:
+                    kept = min(kept, number)
+                    continue
+                with self.lock:
+                    self.size -= size
+        self._oldest = kept
 
     def close(self) -> None:
         """Close the files. What is appended next begins a journal of its own; the numbers go on."""
@@ -247,7 +258,7 @@ class Log:
             os.close(self._fd)
             self._fd = None
         self.path = ""
-        self._segment = self._offset = self.size = 0
+        self._segment = self._offset = self._oldest = self.size = 0
         self._read, self._read_seq = None, None
 
     def close_reading(self) -> None:

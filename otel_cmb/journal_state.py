@@ -49,6 +49,8 @@ class State:
         self._connection: sqlite3.Connection | None = None
         self._unsaved: list[Progress] = []
         """What could not be written yet (the disk is full); without it a crash does these records again."""
+        self._full: bool | None = None
+        """Whether the connection's commits are on the disk when they return; `None`: as it was opened."""
 
     # -- notes ---------------------------------------------------------------------------------------------------------
 
@@ -70,8 +72,11 @@ class State:
     def _save(self) -> None:
         """Write everything that is not written yet, in one transaction."""
         state = self.connect()
+        full = any(one.park for one in self._unsaved)
         try:
-            state.execute("PRAGMA synchronous=" + ("FULL" if any(one.park for one in self._unsaved) else "NORMAL"))
+            if full is not self._full:
+                state.execute("PRAGMA synchronous=" + ("FULL" if full else "NORMAL"))
+                self._full = full
             with _transaction(state):
                 for progress in self._unsaved:
                     _put(state, progress)
@@ -82,7 +87,10 @@ class State:
             with _transaction(self.connect()):
                 for progress in self._unsaved:
                     _put(self.connect(), progress)
+        grown = not self.size or any(one.park or one.unpark or one.opened or one.closed for one in self._unsaved)
         self._unsaved = []
+        if not grown:
+            return
         pages = [
             self.connect().execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")]
         self.size = (pages[0] - pages[1]) * pages[2]
@@ -190,7 +198,7 @@ class State:
         """Close the connection; the next question opens it again."""
         if self._connection is not None:
             self._connection.close()
-            self._connection = None
+            self._connection = self._full = None
 
     def forget(self) -> None:
         """In a forked child. The connection is kept for ever: closing it here would end the parent's, and may wait for a
@@ -204,6 +212,7 @@ class State:
         if self._look_only:
             raise sqlite3.DatabaseError(f"{path} is damaged")
         self.close()
+        self.size = 0  # found out by the next note
         aside = f"{path}.damaged-{time.time_ns()}"
         os.replace(path, aside)
         for suffix in ("-wal", "-shm"):
@@ -244,16 +253,17 @@ def _put(state: sqlite3.Connection, progress: Progress) -> None:
         state.execute(
             "INSERT INTO cursor VALUES (1, ?, ?, ?) ON CONFLICT (one) DO UPDATE SET segment=excluded.segment, "
             "offset=excluded.offset, seq=excluded.seq", (segment, offset, progress.done.seq))
-    state.executemany(
-        "INSERT OR REPLACE INTO parked VALUES (?,?,?,?,?,?,?,?,?,?,?)",
-        [(p.seq, p.reason, p.detail, p.run_id, p.trace_id, p.span_id, p.name, p.since, p.attempts, p.due, p.body)
-         for p in progress.park])
-    state.executemany("DELETE FROM parked WHERE seq = ?", [(seq,) for seq in progress.unpark])
-    state.executemany("INSERT OR REPLACE INTO open VALUES (?,?,?)", progress.opened)
-    state.executemany("DELETE FROM open WHERE kind = ? AND id = ?", progress.closed)
-    state.executemany(
-        "INSERT INTO counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n",
-        list(progress.counts.items()))
+    for sql, rows in (
+        ("INSERT OR REPLACE INTO parked VALUES (?,?,?,?,?,?,?,?,?,?,?)", [
+            (p.seq, p.reason, p.detail, p.run_id, p.trace_id, p.span_id, p.name, p.since, p.attempts, p.due, p.body)
+            for p in progress.park]),
+        ("DELETE FROM parked WHERE seq = ?", [(seq,) for seq in progress.unpark]),
+        ("INSERT OR REPLACE INTO open VALUES (?,?,?)", progress.opened),
+        ("DELETE FROM open WHERE kind = ? AND id = ?", progress.closed),
+        ("INSERT INTO counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n", list(progress.counts.items())),
+    ):
+        if rows:
+            state.executemany(sql, rows)
 
 
 def _join(unsaved: list[Progress]) -> None:

@@ -83,12 +83,12 @@ class Ledger:
         """The ticket's records are the `count` ones up to number `last`; 0 when their numbers are not known."""
         with self.lock:
             if last:
-                for seq in range(last - count + 1, last + 1):
-                    fate = self._recent.pop(seq, None)
-                    if fate is not None:
-                        ticket.settle(fate.result, fate.reason)
-                    else:
-                        self._tickets[seq] = ticket
+                seqs = range(last - count + 1, last + 1)
+                self._tickets.update(dict.fromkeys(seqs, ticket))
+                for seq in [seq for seq in seqs if seq in self._recent] if self._recent else ():
+                    fate = self._recent.pop(seq)
+                    del self._tickets[seq]
+                    ticket.settle(fate.result, fate.reason)
             else:  # called from within an append of this very thread: nobody can write while it waits
                 ticket.outage()
             self._accepting -= 1
@@ -127,21 +127,26 @@ class Ledger:
     def count(self, fates: Sequence[tuple[int, Fate]], lost: int, *, own: bool) -> None:
         """Spans have left the log, by number; `lost` were damaged in it. `own`: it is our journal, not memory or a journal
         we left."""
+        alike: dict[tuple[Ticket | None, str, str], int] = {}
         with self.lock:
             self.fold()
+            tickets, done = self._tickets, self.done_seq if own else -1
             for seq, fate in fates:
-                if own and seq <= self.done_seq:  # done again: its journal's state was lost
+                if seq <= done:  # done again: its journal's state was lost
                     if fate.result == COMMITTED:
                         self.stats.count(fate.result, fate.reason)
                     continue
-                self.stats.count(fate.result, fate.reason)
-                if fate.result != DEFERRED:
-                    self.stats.pending -= 1
-                ticket = self._tickets.pop(seq, None)
-                if ticket is not None:
-                    ticket.settle(fate.result, fate.reason)
-                elif self._accepting:
+                ticket = tickets.pop(seq, None)
+                key = ticket, fate.result, fate.reason
+                alike[key] = alike.get(key, 0) + 1
+                if ticket is None and self._accepting:
                     self._recent[seq] = fate
+            for (ticket, result, reason), n in alike.items():
+                self.stats.count(result, reason, n)
+                if result != DEFERRED:
+                    self.stats.pending -= n
+                if ticket is not None:
+                    ticket.settle(result, reason, n)
             if lost:
                 lost = min(lost, self.stats.pending)
                 self.stats.lose("journal_damaged", lost)

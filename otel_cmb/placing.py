@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 
@@ -15,15 +15,25 @@ from otel_cmb.known import Known
 from otel_cmb.links import Links
 from otel_cmb.workflow import RunRow, Workflow
 
-__all__ = ["Place", "Placing", "missing_run", "resolved"]
+__all__ = ["Names", "Place", "Placing", "missing_run", "names_of"]
 
 
-@dataclass(slots=True)
-class Place:
-    """Run, node and step names of a span, run resolved."""
+class Names(NamedTuple):
+    """What a span and its door say it belongs to: see :func:`otel_cmb.mapper.named`."""
+
+    run_id: str | None
+    session_id: str | None
+    node_id: str | None
+    step_id: str | None
+    parent_event_id: str | None
+
+
+class Place(NamedTuple):
+    """Where spans belong: the run, and the stamp as it is stored, with the run's id and the names of node and step as given.
+    Spans that say the same have one: nobody changes it."""
 
     run: RunRow
-    named: Stamp
+    stamp: Stamp
 
 
 class Placing:
@@ -64,14 +74,14 @@ class Placing:
         run on what it journals, and may finish the journal of a receiver that died, or the other way round."""
         return span.stamp.automatic_run_id is None
 
-    def candidates(self, items: Sequence[Item]) -> set[str]:
-        """Every run these items can turn out to belong to, as far as that is known before asking the database."""
+    def candidates(self, items: Sequence[Item], named: Mapping[int, Names]) -> set[str]:
+        """Every run these items can turn out to belong to, as far as that is known before asking the database. `named`: see
+        :func:`names_of`."""
         found: set[str] = set()
+        run_id: str | None
         for item in items:
             if item.span is not None:
-                run_id = mapper.named_run(item.span)
-                if run_id is None:
-                    run_id = item.span.stamp.automatic_run_id or _run_of_trace(item.span)
+                run_id = named[item.seq].run_id or item.span.stamp.automatic_run_id or _run_of_trace(item.span)
             elif item.command is not None:
                 run_id = item.command.get("run") or item.command.get("automatic")
                 if item.command["do"] in ("run_start", "run_end"):
@@ -82,50 +92,51 @@ class Placing:
                 found.add(run_id)
         return found
 
-    def place(self, connection: Connection, items: Sequence[Item]) -> dict[int, Place]:
+    def place(self, connection: Connection, items: Sequence[Item], named: Mapping[int, Names]) -> dict[int, Place]:
         """The run of every span, found, checked or made; items without one get their outcome here. A trace's own run is only
         planned: :meth:`make` makes it."""
         self._planned.clear()
-        named: dict[int, Stamp] = {}
-        of_trace: dict[str, str] = {}
-        for item in items:
-            assert item.span is not None
-            stamp = named[item.seq] = mapper.named(item.span)
-            if stamp.run_id:
-                of_trace.setdefault(item.span.trace_id, stamp.run_id)
-        unnamed = [item for item in items if not named[item.seq].run_id]
-        if unnamed:
-            self._name_by_trace(connection, unnamed, named, of_trace)
-        found = self._workflow.find_runs(connection, {stamp.run_id for stamp in named.values() if stamp.run_id})
+        runs: dict[int, str | None] = {item.seq: named[item.seq].run_id for item in items}
+        if None in runs.values():
+            self._name_by_trace(connection, items, runs)
+        found = self._workflow.find_runs(connection, {run_id for run_id in runs.values() if run_id})
         places: dict[int, Place] = {}
+        alike: dict[tuple[str | None, ...], Place] = {}
         for item in items:
-            assert item.span is not None
-            stamp = named[item.seq]
             if item.outcome is not None:
                 continue
-            run = found.get(stamp.run_id or "")
+            assert item.span is not None
+            names, run_id, bound = named[item.seq], runs[item.seq], item.span.stamp.bound_session_id
+            run = found.get(run_id or "")
             if run is None:
-                run = self._missing_run(connection, item, stamp)
+                run = self._missing_run(connection, item, run_id, names.session_id)
                 if run is None:
                     continue
                 found[run.id] = run
-            refusal = self._session_refusal(item.span, stamp, run)
-            if refusal is not None:
-                item.outcome = refusal
+            if (bound is not None and bound != run.session_id) or (names.session_id and names.session_id != run.session_id):
+                item.outcome = _session_refusal(bound, names.session_id, run)
                 continue
-            places[item.seq] = Place(run, stamp)
+            key = run_id, names.node_id, names.step_id, names.parent_event_id, bound
+            place = alike.get(key)
+            if place is None:
+                place = alike[key] = Place(run, Stamp(run.id, None, *key[1:4], bound_session_id=bound))
+            places[item.seq] = place
         return places
 
-    def _name_by_trace(
-        self, connection: Connection, items: Sequence[Item], named: dict[int, Stamp], of_trace: dict[str, str],
-    ) -> None:
+    def _name_by_trace(self, connection: Connection, items: Sequence[Item], runs: dict[int, str | None]) -> None:
         """Spans that name no run take that of their trace; else the process's own; else they wait, or are parked."""
-        unknown = {item.span.trace_id for item in items if item.span is not None} - set(of_trace)
-        of_trace.update(self._known.runs_of_traces(connection, unknown))
-        roots = {item.span.trace_id for item in items if item.span is not None and not item.span.parent_span_id}
+        of_trace: dict[str, str] = {}
+        unnamed: list[tuple[Item, Span]] = []
         for item in items:
-            span, stamp = item.span, named[item.seq]
-            assert span is not None
+            assert item.span is not None
+            run_id = runs[item.seq]
+            if run_id is None:
+                unnamed.append((item, item.span))
+            else:
+                of_trace.setdefault(item.span.trace_id, run_id)
+        of_trace.update(self._known.runs_of_traces(connection, {span.trace_id for _, span in unnamed} - of_trace.keys()))
+        roots = {span.trace_id for _, span in unnamed if not span.parent_span_id}
+        for item, span in unnamed:
             run_id = of_trace.get(span.trace_id)
             if run_id is None and self._owned:
                 if self._per_trace(span):
@@ -137,7 +148,7 @@ class Placing:
                     if run_id:
                         self.anonymous.add(run_id)
             if run_id is not None:
-                stamp.run_id = run_id
+                runs[item.seq] = run_id
             elif self._per_trace(span) and not item.settle:
                 item.outcome = Outcome(DEFERRED, UNSETTLED)
             else:
@@ -145,21 +156,23 @@ class Placing:
                     PARKED, NO_RUN, "the span names no run and the database belongs to the application: set cmb.run.id, use "
                     "attach(), or OTEL_CMB_RUN_ID")
 
-    def _missing_run(self, connection: Connection, item: Item, stamp: Stamp) -> RunRow | None:
+    def _missing_run(
+        self, connection: Connection, item: Item, run_id: str | None, session_id: str | None,
+    ) -> RunRow | None:
         """The run is not in the database: make it where that is the rule, else the item's outcome says so."""
         assert item.span is not None
-        assert stamp.run_id
-        own = self.nobody_named(stamp.run_id, item.span)
+        assert run_id
+        own = self.nobody_named(run_id, item.span)
         if own or self._settings.on_missing_run == "create":
-            session = item.span.stamp.bound_session_id or stamp.session_id
-            if own and stamp.run_id not in self.anonymous:
-                run = RunRow(stamp.run_id, self._workflow.session_id(connection, session, exact=True))
+            session = item.span.stamp.bound_session_id or session_id
+            if own and run_id not in self.anonymous:
+                run = RunRow(run_id, self._workflow.session_id(connection, session, exact=True))
                 self._planned[run.id] = (run, item.span.start_ns)
                 return run
             meta = {"automatic": True} if own else None
             return self._workflow.create_run(
-                connection, stamp.run_id, session=session, started_ns=item.span.start_ns, meta=meta, exact_session=True)
-        item.outcome = Outcome(PARKED, RUN_NOT_FOUND, missing_run(stamp.run_id, self._settings), stamp.run_id)
+                connection, run_id, session=session, started_ns=item.span.start_ns, meta=meta, exact_session=True)
+        item.outcome = Outcome(PARKED, RUN_NOT_FOUND, missing_run(run_id, self._settings), run_id)
         return None
 
     def make(self, connection: Connection, events: Iterable[Event]) -> None:
@@ -173,17 +186,6 @@ class Placing:
                 self._workflow.create_run(
                     connection, run.id, session=run.session_id, started_ns=started_ns, meta={"automatic": True},
                     exact_session=True)
-
-    @staticmethod
-    def _session_refusal(span: Span, stamp: Stamp, run: RunRow) -> Outcome | None:
-        bound = span.stamp.bound_session_id
-        if bound is not None and bound != run.session_id:
-            return Outcome(REFUSED, SESSION_MISMATCH, f"run {run.id} belongs to another session than the token", run.id)
-        if stamp.session_id and stamp.session_id != run.session_id:
-            return Outcome(
-                PARKED, SESSION_MISMATCH,
-                f"the span names session {stamp.session_id!r}, run {run.id} belongs to {run.session_id!r}", run.id)
-        return None
 
     def node(self, connection: Connection, run: RunRow, event: Event) -> str | None:
         """The key of the event's node; an owned database gets the node, beside an attached one it is awaited."""
@@ -221,12 +223,42 @@ def missing_run(name: str, settings: Settings) -> str:
     )
 
 
-def resolved(stamp: Stamp, place: Place) -> Stamp:
-    """The stamp as it is stored: the run by its id, names of node and step as given."""
-    named = place.named
-    return Stamp(
-        run_id=place.run.id, node_id=named.node_id, step_id=named.step_id,
-        parent_event_id=named.parent_event_id, bound_session_id=stamp.bound_session_id)
+def _session_refusal(bound: str | None, named: str | None, run: RunRow) -> Outcome:
+    if bound is not None and bound != run.session_id:
+        return Outcome(REFUSED, SESSION_MISMATCH, f"run {run.id} belongs to another session than the token", run.id)
+    return Outcome(
+        PARKED, SESSION_MISMATCH, f"the span names session {named!r}, run {run.id} belongs to {run.session_id!r}", run.id)
+
+
+_OURS = frozenset(("cmb.run.id", "cmb.session.id", "cmb.node.id", "cmb.step.id", "cmb.parent_event_id"))
+
+
+def names_of(items: Iterable[Item]) -> dict[int, Names]:
+    """What the items' spans say, by number. Nearly all name a run, in an attribute or their stamp, and nothing else but in
+    their stamp."""
+    found: dict[int, Names] = {}
+    resource, silent = None, True
+    for item in items:
+        span = item.span
+        if span is None:
+            continue
+        if span.resource is not resource:
+            resource, silent = span.resource, _OURS.isdisjoint(span.resource.attributes)
+        attributes, stamp = span.attributes, span.stamp
+        run_id = attributes.get("cmb.run.id")
+        if (
+            silent and (run_id is None or type(run_id) is str) and "cmb.session.id" not in attributes
+            and "cmb.node.id" not in attributes and "cmb.step.id" not in attributes
+            and "cmb.parent_event_id" not in attributes
+        ):
+            found[item.seq] = Names(
+                stamp.door_run_id or run_id or stamp.run_id or None, stamp.session_id or None, stamp.node_id or None,
+                stamp.step_id or None, stamp.parent_event_id or None)
+        else:
+            named = mapper.named(span)
+            found[item.seq] = Names(
+                named.run_id, named.session_id, named.node_id, named.step_id, named.parent_event_id)
+    return found
 
 
 def _run_of_trace(span: Span) -> str:

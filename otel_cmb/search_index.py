@@ -18,10 +18,8 @@ import secrets
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any
 from zlib import crc32
 
@@ -34,7 +32,7 @@ from otel_cmb.sanitize import fit
 
 __all__ = [
     "MAX_TEXT", "OPERATION", "SCOPE_NAME", "SCOPE_VERSION", "SERVICE", "SPAN_KIND", "SPAN_STATUS", "SPREAD_NS",
-    "IndexWriter", "Part", "as_string", "forget_everywhere", "service_of", "tag", "tags_of",
+    "Facts", "IndexWriter", "Part", "as_string", "forget_everywhere", "service_of", "tag",
 ]
 
 SPREAD_NS = 15 * 60 * 1_000_000_000
@@ -44,13 +42,14 @@ _PART_BYTES = 1200
 _OPEN_PARTS = 500
 _SEEN_NS = 3600 * 1_000_000_000
 _NAME = 255
+_REMEMBERED, _SHORT = 8192, 32
+"""Most hashes that are remembered, and the longest texts they are remembered of: about a megabyte."""
 
 # Facts that are no attributes.
 SERVICE, OPERATION, SPAN_KIND, SPAN_STATUS, SCOPE_NAME, SCOPE_VERSION = (
     "\x01service", "\x01operation", "\x01kind", "\x01status", "\x01scope", "\x01version")
 
 
-@lru_cache(maxsize=4096)  # models, agents, services: most facts have been seen a moment ago
 def tag(key: str, text: str) -> bytes:
     """The hash of a fact: three bytes, found in `tags` at any offset (one in 40,000 parts holds it by chance)."""
     return crc32(f"{key}\0{text}".encode("utf-8", "replace")).to_bytes(4, "big")[1:]
@@ -76,15 +75,15 @@ def as_string(value: Any) -> str:
 
 
 def _float(value: float) -> str:
-    if not math.isfinite(value):
-        return "json: unsupported value: " + {"nan": "NaN", "inf": "+Inf", "-inf": "-Inf"}[str(value)]
-    if value != 0 and (abs(value) < 1e-6 or abs(value) >= 1e21):
-        mantissa, _, exponent = repr(value).partition("e")
-        if exponent:
-            return f"{mantissa.removesuffix('.0')}e{exponent[0]}{exponent[1:].lstrip('0')}"
     text = repr(value)
-    if "e" in text:
-        text = format(Decimal(text), "f")
+    if "e" not in text and "n" not in text:  # no exponent, not `nan` or `inf`
+        return text.rstrip("0").rstrip(".")
+    if not math.isfinite(value):
+        return "json: unsupported value: " + {"nan": "NaN", "inf": "+Inf", "-inf": "-Inf"}[text]
+    if abs(value) < 1e-6 or abs(value) >= 1e21:
+        mantissa, _, exponent = text.partition("e")
+        return f"{mantissa.removesuffix('.0')}e{exponent[0]}{exponent[1:].lstrip('0')}"
+    text = format(Decimal(text), "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
@@ -93,61 +92,84 @@ def service_of(span: Span) -> str:
     return as_string(span.resource.attributes.get("service.name", ""))
 
 
-_tags: dict[tuple[str, str], bytes] = {}
-"""Most facts are those of the span before (models, agents, operations)."""
+class Facts:
+    """The hashes of what a search can ask of a span. Remembers those it made lately: models, agents, operations are those of
+    the span before. For one thread."""
 
+    def __init__(self) -> None:
+        self._of_key: dict[str, dict[str, bytes]] = {}
+        self._remembered = 0
+        self._of_name: dict[tuple[str, int, int], tuple[bytes, ...]] = {}
+        self._of_shared: dict[int, tuple[Resource | Scope, tuple[bytes, ...]]] = {}
 
-def _add(found: set[bytes], attributes: dict[str, Any]) -> None:
-    for key, value in attributes.items():
-        text = value if type(value) is str else as_string(value)
-        if len(text) > MAX_TEXT:
-            continue
-        made = _tags.get((key, text))
-        if made is None:
-            made = tag(key, text)
-            if len(text) <= 32:
-                if len(_tags) >= 8192:
-                    _tags.clear()
-                _tags[key, text] = made
-        found.add(made)
+    def add(self, span: Span, part: Part) -> list[bytes]:
+        """The span's hashes that the part does not know yet; it does afterwards."""
+        new: list[bytes] = []
+        known = part.known
+        self._add(span.attributes, known, new)
+        for event in span.events:
+            self._add(event.attributes, known, new)
+        for link in span.links:
+            self._add(link.attributes, known, new)
+        for made in self._named(span.name[:_NAME], span.kind, span.status_code):
+            if made not in known:
+                known.add(made)
+                new.append(made)
+        if span.resource is not part.resource or span.scope is not part.scope:
+            part.resource, part.scope = span.resource, span.scope
+            for made in (*self._shared(span.resource), *self._shared(span.scope)):
+                if made not in known:
+                    known.add(made)
+                    new.append(made)
+        return new
 
+    def _add(self, attributes: dict[str, Any], known: set[bytes], new: list[bytes]) -> None:
+        of_key = self._of_key
+        for key, value in attributes.items():
+            kind = type(value)
+            text = value if kind is str else str(value) if kind is int else as_string(value)
+            if len(text) > MAX_TEXT:
+                continue
+            texts = of_key.get(key)
+            made = None if texts is None else texts.get(text)
+            if made is None:
+                made = tag(key, text)
+                if kind is not float and len(text) <= _SHORT:  # few measurements come twice
+                    self._remember(key, text, made)
+            if made not in known:
+                known.add(made)
+                new.append(made)
 
-def tags_of(span: Span, shared: dict[int, tuple[Any, frozenset[bytes]]] | None = None) -> set[bytes]:
-    """The hashes of everything a search can ask of a span. `shared` remembers those of resources and scopes."""
-    found: set[bytes] = set()
-    _add(found, span.attributes)
-    for event in span.events:
-        _add(found, event.attributes)
-    for link in span.links:
-        _add(found, link.attributes)
-    found |= _tags_of_operation(span.name[:_NAME], span.kind, span.status_code)
-    for part in (span.resource, span.scope):
-        known = None if shared is None else shared.get(id(part))
-        if known is None:
-            known = (part, _tags_of_shared(part))
-            if shared is not None:
-                if len(shared) >= 256:
-                    shared.clear()
-                shared[id(part)] = known
-        found |= known[1]
-    return found
+    def _remember(self, key: str, text: str, made: bytes) -> None:
+        if self._remembered >= _REMEMBERED:
+            self._of_key.clear()
+            self._remembered = 0
+        self._of_key.setdefault(key, {})[text] = made
+        self._remembered += 1
 
+    def _named(self, name: str, kind: int, status: int) -> tuple[bytes, ...]:
+        found = self._of_name.get((name, kind, status))
+        if found is None:
+            if len(self._of_name) >= _REMEMBERED:
+                self._of_name.clear()
+            found = self._of_name[name, kind, status] = (
+                tag(OPERATION, name), tag(SPAN_KIND, str(kind)), tag(SPAN_STATUS, str(status)))
+        return found
 
-@lru_cache(maxsize=4096)
-def _tags_of_operation(name: str, kind: int, status: int) -> frozenset[bytes]:
-    found: set[bytes] = set()
-    _add(found, {OPERATION: name, SPAN_KIND: str(kind), SPAN_STATUS: str(status)})
-    return frozenset(found)
+    def _shared(self, source: Resource | Scope) -> tuple[bytes, ...]:
+        found = self._of_shared.get(id(source))
+        if found is None:
+            if len(self._of_shared) >= 256:
+                self._of_shared.clear()
+            found = self._of_shared[id(source)] = (source, self._made_shared(source))
+        return found[1]
 
-
-def _tags_of_shared(part: Resource | Scope) -> frozenset[bytes]:
-    found: set[bytes] = set()
-    _add(found, part.attributes)
-    if isinstance(part, Scope):
-        found |= {tag(SCOPE_NAME, part.name), tag(SCOPE_VERSION, part.version)}
-    else:
-        found.add(tag(SERVICE, as_string(part.attributes.get("service.name", ""))))
-    return frozenset(found)
+    def _made_shared(self, source: Resource | Scope) -> tuple[bytes, ...]:
+        found: list[bytes] = []
+        self._add(source.attributes, set(), found)
+        if isinstance(source, Scope):
+            return (*found, tag(SCOPE_NAME, source.name), tag(SCOPE_VERSION, source.version))
+        return (*found, tag(SERVICE, as_string(source.attributes.get("service.name", ""))))
 
 
 @dataclass(slots=True)
@@ -163,20 +185,28 @@ class Part:
     longest_ns: int = -1
     tags: bytes = b""
     known: set[bytes] = field(default_factory=set)
+    resource: Resource | None = None
+    """That of the span before: its hashes are known."""
+    scope: Scope | None = None
 
     def takes(self, span: Span) -> bool:
-        return len(self.tags) < _PART_BYTES and abs(span.start_ns - self.key_ns) <= SPREAD_NS
+        return len(self.tags) < _PART_BYTES and -SPREAD_NS <= span.start_ns - self.key_ns <= SPREAD_NS
 
-    def add(self, span: Span, tags: AbstractSet[bytes]) -> None:
-        self.first_ns = min(self.first_ns, span.start_ns)
-        self.last_ns = max(self.last_ns, span.start_ns)
-        if span.end_ns is not None:
-            duration = max(span.end_ns - span.start_ns, 0)
-            self.shortest_ns = min(self.shortest_ns, duration)
-            self.longest_ns = max(self.longest_ns, duration)
-        new = tags - self.known
-        self.known |= new
-        self.tags += b"".join(sorted(new))
+    def add(self, span: Span, facts: Facts) -> None:
+        start, end = span.start_ns, span.end_ns
+        if start < self.first_ns:
+            self.first_ns = start
+        elif start > self.last_ns:
+            self.last_ns = start
+        if end is not None:
+            duration = end - start if end > start else 0
+            if duration < self.shortest_ns:  # noqa: PLR1730 - four calls of `min` and `max` are half of all this
+                self.shortest_ns = duration
+            if duration > self.longest_ns:  # noqa: PLR1730
+                self.longest_ns = duration
+        new = facts.add(span, self)
+        if new:
+            self.tags += b"".join(new)
 
     def row(self) -> tuple[Any, ...]:
         return (self.key_ns, self.part, self.trace_id, self.first_ns, self.last_ns, self.shortest_ns, self.longest_ns,
@@ -207,7 +237,7 @@ class IndexWriter:
         _writers.add(self)
         self._parts: OrderedDict[str, Part] = OrderedDict()
         self._operations: dict[tuple[str, str, int], int] = {}
-        self._shared: dict[int, tuple[Any, frozenset[bytes]]] = {}
+        self._facts = Facts()
         self._put_part = insert_sql(
             dialect, qualified("otel_cmb_search", schema), _COLUMNS, conflict=_COLUMNS[:2], update=_COLUMNS[3:])
         self._put_operation = insert_sql(
@@ -218,18 +248,27 @@ class IndexWriter:
         """Make stored spans findable, in the transaction that stores them."""
         parts: dict[tuple[int, int], Part] = {}
         operations: dict[tuple[str, str, int], int] = {}
-        for span in spans:
-            if not 0 <= span.start_ns <= _MAX_NS:
+        trace_id, part, written = "", None, None
+        resource, service = None, ""
+        for span in spans:  # those of a trace one after the other
+            start = span.start_ns
+            if not 0 <= start <= _MAX_NS:
                 continue  # no time anybody searches in; GetTraces finds it by its id
-            part = self._parts.get(span.trace_id)
+            if span.trace_id != trace_id:
+                trace_id = span.trace_id
+                part = self._parts.get(trace_id)
+                if part is not None:
+                    self._parts.move_to_end(trace_id)
             if part is None or not part.takes(span):
-                part = Part(span.start_ns, secrets.randbits(62), span.trace_id, span.start_ns, span.start_ns)
-                self._parts[span.trace_id] = part
-            part.add(span, tags_of(span, self._shared))
-            parts[part.key_ns, part.part] = part
-            key = (fit(service_of(span), _NAME) or "", fit(span.name, _NAME) or "", span.kind)
-            if self._operations.get(key, 0) + _SEEN_NS <= span.start_ns:
-                operations[key] = max(span.start_ns, operations.get(key, 0))
+                part = self._parts[trace_id] = Part(start, secrets.randbits(62), trace_id, start, start)
+            part.add(span, self._facts)
+            if part is not written:
+                written = parts[part.key_ns, part.part] = part
+            if span.resource is not resource:
+                resource, service = span.resource, fit(service_of(span), _NAME) or ""
+            key = (service, fit(span.name, _NAME) or "", span.kind)
+            if self._operations.get(key, 0) + _SEEN_NS <= start:
+                operations[key] = max(start, operations.get(key, 0))
         if parts:
             connection.exec_driver_sql(self._put_part, [parts[key].row() for key in sorted(parts)])
         if operations:
@@ -237,9 +276,6 @@ class IndexWriter:
             if len(self._operations) > 10_000:
                 self._operations.clear()
             self._operations.update(operations)
-        for span in spans:
-            if span.trace_id in self._parts:
-                self._parts.move_to_end(span.trace_id)
         while len(self._parts) > _OPEN_PARTS:
             self._parts.popitem(last=False)
 

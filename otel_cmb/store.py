@@ -59,7 +59,7 @@ from otel_cmb.items import (
 from otel_cmb.known import Known
 from otel_cmb.links import Links
 from otel_cmb.ordering import lifted, number
-from otel_cmb.placing import Place, Placing, resolved
+from otel_cmb.placing import Place, Placing, names_of
 from otel_cmb.rows import EventRows, Placement, side_rows
 from otel_cmb.sanitize import clean_text
 from otel_cmb.traces import CONFLICT, DUPLICATE, Change, Trace, TraceCache
@@ -206,13 +206,14 @@ class Store:
 
     def _prepare(self, connection: Connection, items: Sequence[Item], locked: set[str]) -> tuple[list[Change], set[str]]:
         """What the items come to, and the runs it touches that are not locked yet."""
-        held = self._placing.candidates(items) | locked
+        named = names_of(items)
+        held = self._placing.candidates(items, named) | locked
         lock_runs(connection, held, self._workflow.table("workflow_runs"))
         for item in items:
             item.outcome = None
             if item.command is not None and item.command["do"] != "run_end":
                 item.outcome = self._commands.execute(connection, item.command)
-        places = self._placing.place(connection, [item for item in items if item.span is not None])
+        places = self._placing.place(connection, [item for item in items if item.span is not None], named)
         if lock_mode(connection) == "rows":  # a run that came between the locks and the look had no row to be locked by
             lock_runs(connection, {place.run.id for place in places.values()}, self._workflow.table("workflow_runs"))
         for item in items:  # after the spans: they may have made the run that ends here
@@ -246,7 +247,7 @@ class Store:
             if item.span is None:
                 continue
             place = places[item.seq]
-            item.span.stamp = resolved(item.span.stamp, place)
+            item.span.stamp = place.stamp
             admission = trace.admit(
                 item.span, code_tools=settings.code_tools, record=settings.record, capture=settings.capture)
             if admission.verdict == CONFLICT:

@@ -33,7 +33,20 @@ from otel_cmb.jaeger.genai import presented
 from otel_cmb.jaeger.match import TraceQuery, matches, tags_wanted
 from otel_cmb.jaeger.query import JaegerQuery
 from otel_cmb.otlp import decode
-from otel_cmb.search_index import SPREAD_NS, Part, as_string, tag, tags_of
+from otel_cmb.search_index import (
+    MAX_TEXT,
+    OPERATION,
+    SCOPE_NAME,
+    SCOPE_VERSION,
+    SERVICE,
+    SPAN_KIND,
+    SPAN_STATUS,
+    SPREAD_NS,
+    Facts,
+    Part,
+    as_string,
+    tag,
+)
 from otel_cmb.store import Item, Store
 
 T0 = 1_770_000_000_000_000_000
@@ -95,8 +108,9 @@ def test_whatever_matches_is_in_the_index(one: Any, two: Any, three: Any, four: 
     made = span(
         attributes=one, events=[SpanEvent("e", T0, two)], links=[Link("1" * 32, "2" * 16, "", three)],
         resource=Resource({**four, "service.name": "svc"}), scope=Scope("scope", "1", five))
-    part = Part(T0, 1, made.trace_id, T0, T0)
-    part.add(made, tags_of(made))
+    part, facts = Part(T0, 1, made.trace_id, T0, T0), Facts()
+    facts.add(made, Part(T0, 2, made.trace_id, T0, T0))  # whatever it remembers of the span before
+    part.add(made, facts)
     for source in (one, two, three, five, made.resource.attributes):
         for key, value in source.items():
             if key in SPECIAL or key.startswith("resource."):
@@ -152,10 +166,37 @@ def test_parts_are_bounded_in_size_and_time() -> None:
     far.start_ns = T0 + SPREAD_NS + 1
     assert part.takes(near)
     assert not part.takes(far)
+    facts = Facts()
     for n in range(1000):
-        part.add(near, {tag("n", str(n))})
-    assert len(part.tags) <= 3000
+        near.attributes = {"n": n}
+        part.add(near, facts)
+    assert 3000 < len(part.tags) <= 3100  # each of them once, and what is not an attribute
     assert not part.takes(near)
+
+
+two_keys = st.dictionaries(st.sampled_from(("a", "b")), values, max_size=2)
+
+
+@given(st.lists(st.tuples(two_keys, st.integers(0, 2), st.integers(0, 1)), max_size=12))
+@settings(max_examples=150, deadline=None)
+def test_what_is_remembered_of_other_spans_changes_no_fact(made: list[tuple[dict[str, Any], int, int]]) -> None:
+    resources = [Resource({"service.name": "svc", "n": 1}), Resource({"service.name": True, "n": 1.0}), Resource({})]
+    facts, part = Facts(), Part(T0, 1, "1" * 32, T0, T0)
+    expected: set[bytes] = set()
+    for attributes, resource, status in made:
+        one = span(attributes=attributes, resource=resources[resource], status_code=status)
+        part.add(one, facts)
+        known: set[bytes] = set()
+        for source in (one.attributes, one.resource.attributes, one.scope.attributes):
+            known |= {tag(key, as_string(value)) for key, value in source.items() if len(as_string(value)) <= MAX_TEXT}
+        known |= {
+            tag(SERVICE, as_string(one.resource.attributes.get("service.name", ""))), tag(OPERATION, one.name),
+            tag(SPAN_KIND, str(one.kind)), tag(SPAN_STATUS, str(status)),
+            tag(SCOPE_NAME, one.scope.name), tag(SCOPE_VERSION, one.scope.version)}
+        expected |= known
+        assert known <= part.known
+    assert part.known == expected
+    assert sorted(part.tags[n:n + 3] for n in range(0, len(part.tags), 3)) == sorted(expected)
 
 
 # Names of the GenAI view.

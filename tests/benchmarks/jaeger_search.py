@@ -26,7 +26,7 @@ from otel_cmb.dialects import make_engine, timestamp
 from otel_cmb.event import Resource, Scope, Span, event_id
 from otel_cmb.jaeger.match import TraceQuery
 from otel_cmb.jaeger.query import JaegerQuery
-from otel_cmb.search_index import Part, tags_of
+from otel_cmb.search_index import Facts, Part
 
 TRACES, SPANS = 50_000, 20
 HOUR = 3600 * 10**9
@@ -81,13 +81,13 @@ def fill(settings: config.Settings) -> None:
                            [{"o": f"op{i}"} for i in range(SPANS)])
         connection.commit()
         events, parts = [], []
-        shared: dict[int, Any] = {}
+        facts = Facts()
         for n in range(TRACES):
             spans = spans_of(n, now)
             events += rows(spans, n * SPANS, dialect)
             part = Part(spans[0].start_ns, n, spans[0].trace_id, spans[0].start_ns, spans[0].start_ns)
             for span in spans:
-                part.add(span, tags_of(span, shared))
+                part.add(span, facts)
             parts.append(part.row())
             if len(parts) == 1000:
                 if dialect == "sqlite":
