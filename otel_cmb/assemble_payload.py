@@ -6,8 +6,7 @@ Pure; values are taken as they come and only unwrapped or parsed, never judged. 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from otel_cmb.assemble_messages import TASK_KEYS, event_messages, gist, incoming, outgoing, pick, reply_of
 from otel_cmb.mapper import Facts
@@ -20,8 +19,7 @@ __all__ = ["Columns", "Payload", "payload_of", "result_of", "strip_exit"]
 Columns = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(NamedTuple):
     """What one act says by itself, ready for its columns. Shared between calls: copy before adding to it."""
 
     inputs: Columns
@@ -57,6 +55,8 @@ def _arguments(facts: Facts) -> Any:
     if isinstance(parsed, str):
         return python_literal(parsed)
     if isinstance(parsed, Mapping):
+        if _WRAPPED.isdisjoint(parsed):
+            return parsed
         if "input_str" in parsed:  # Traceloop's wrapper around LangChain
             text = parsed["input_str"]
             return python_literal(text) if isinstance(text, str) else text
@@ -71,11 +71,18 @@ def _arguments(facts: Facts) -> Any:
     return parsed
 
 
+_WRAPPED = frozenset(("input_str", "kwargs", "options", "arguments"))
+"""Each wrapper of arguments has one of these keys."""
+
+
 def result_of(facts: Facts) -> Any:
     found = facts.found
     for name in ("tool_result", "code_output", "output"):
         if name in found:
-            value = content_of(as_json(found[name]))
+            value = found[name]
+            if type(value) is str and value[:1] not in _STRUCTURED:
+                return value
+            value = content_of(as_json(value))
             return as_json(value) if isinstance(value, str) and value[:1] in ("{", "[") else value
     if facts.span.events:
         messages = event_messages(facts.span.events, outgoing=True)
@@ -101,6 +108,8 @@ def _agent_inputs(facts: Facts) -> Columns:
         return {"message": pick(value, TASK_KEYS) if isinstance(value, Mapping) else value}
     return {}
 
+
+_STRUCTURED = frozenset('{["')
 
 _CODE_KEYS = ("code", "script", "source", "python_code", "code_snippet", "command", "cmd", "query", "input", "__arg1")
 
@@ -196,6 +205,8 @@ def strip_exit(text: Any) -> Any:
 
 
 def _count(value: Any) -> int | None:
+    if type(value) is int:
+        return value if 0 <= value < 2**53 else None
     if isinstance(value, bool):
         return None
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
@@ -220,6 +231,8 @@ def _spent(facts: Facts) -> tuple[Columns, int | float | None]:
     """Tokens (keys of `meta`) and US dollars the span says were spent."""
     found = facts.found
     tokens: dict[str, int] = {}
+    if not facts.shape.may_spend:
+        return tokens, None
     total: int | None = None
     for name, key in (("tokens_in", "prompt_tokens"), ("tokens_out", "completion_tokens")):
         count = _count(found[name]) if name in found else None
@@ -261,13 +274,6 @@ _OTHER_TOKENS = (
     ("tokens_reasoning", "reasoning_tokens"),
 )  # fmt: skip
 
-_PLAIN_META = (
-    ("provider", "provider"), ("tool_call_id", "tool_call_id"), ("conversation_id", "conversation_id"),
-    ("session_id", "session_id"), ("thread_id", "thread_id"), ("user_id", "user_id"), ("agent_id", "agent_id"),
-    ("workflow_name", "workflow"), ("turns", "turns"), ("task_name", "task"), ("sender", "sender"),
-    ("recipient", "recipient"),
-)  # fmt: skip
-
 
 def _meta(facts: Facts, kind: str) -> Columns:
     """The `meta` of an event of type `kind`, without what was spent and without the error."""
@@ -287,16 +293,16 @@ def _meta(facts: Facts, kind: str) -> Columns:
                 meta["model"] = invocation["model"]
         if isinstance(temperature, (int, float)) and not isinstance(temperature, bool):
             meta["temperature"] = temperature
-        reason = as_json(found.get("finish_reason"))
-        if isinstance(reason, list):
-            reason = reason[0] if len(reason) == 1 else ", ".join(str(one) for one in reason[:8])
-        if isinstance(reason, str) and reason:
-            meta["finish_reason"] = reason
-    for name, key in _PLAIN_META:
-        if name in found:
-            value = found[name]
-            if isinstance(value, (str, int, float)) and value not in ("", "<not specified>"):
-                meta[key] = value
+        if "finish_reason" in found:
+            reason = as_json(found["finish_reason"])
+            if isinstance(reason, list):
+                reason = reason[0] if len(reason) == 1 else ", ".join(str(one) for one in reason[:8])
+            if isinstance(reason, str) and reason:
+                meta["finish_reason"] = reason
+    for name, key in facts.shape.meta:
+        value = found.get(name)
+        if isinstance(value, (str, int, float)) and value not in ("", "<not specified>"):
+            meta[key] = value
     if kind in (CODE, HANDOFF) and facts.tool is not None:
         meta["tool_name"] = facts.tool
     return meta
