@@ -54,9 +54,9 @@ def _arguments(facts: Facts) -> Any:
     parsed = as_json(value)
     if isinstance(parsed, str):
         return python_literal(parsed)
+    if type(parsed) is dict and _WRAPPED.isdisjoint(parsed):
+        return parsed
     if isinstance(parsed, Mapping):
-        if _WRAPPED.isdisjoint(parsed):
-            return parsed
         if "input_str" in parsed:  # Traceloop's wrapper around LangChain
             text = parsed["input_str"]
             return python_literal(text) if isinstance(text, str) else text

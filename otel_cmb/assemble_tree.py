@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 
-from otel_cmb.event import STATUS_ERROR, Span
+from otel_cmb.event import STATUS_ERROR, Event, Span
 from otel_cmb.mapper import Facts, is_event, read
 from otel_cmb.mapper_results import canonical
 from otel_cmb.messages import as_json
@@ -28,45 +29,42 @@ class Node:
     facts: Facts
     kind: str
     live: bool
+    run: str | None
+    best: Facts
+    """Facts of this act as all its duplicates tell them."""
     parent: Node | None = None
     children: list[Node] = field(default_factory=list)
-    near: dict[str | None, Node | None] = field(default_factory=dict)
+    near: dict[str | None, Node | None] | None = None
+    """Of a span that is no event: the nearest event above it, by run, where that was looked for."""
     up: Node | None = None
     """The event this one is inside of: nearest ancestor that is an event of the same run."""
     kids: list[Node] = field(default_factory=list)
     into: Node | None = None
     members: list[Node] = field(default_factory=list)
-    whole: Facts | None = None
-    """Facts of this act as all its duplicates tell them."""
     before: Node | None = None
     """The event just before this one among those inside the same event."""
     after: Node | None = None
     actor: str | None = None
     """The agent that acted last before this one, inside the same event."""
-    spends: bool = False
     below: bool = False
-    costs: bool = False
+    """Whether tokens were spent inside."""
     costs_below: bool = False
+    event: Event | None = None
+    start: int = 0
+    """When its row starts: not before the row of the event it is inside of."""
     exit_code: int | None = None
     """The exit code an agent's answer says, of an agent that is nothing but a code execution."""
 
-    @property
-    def best(self) -> Facts:
-        return self.facts if self.whole is None else self.whole
 
-    @property
-    def run(self) -> str | None:
-        return self.facts.span.stamp.run_id
-
-
-def sort_key(node: Node) -> tuple[int, str]:
-    return node.facts.span.start_ns, node.facts.id
+sort_key: Callable[[Node], tuple[int, str]] = attrgetter("facts.span.start_ns", "facts.id")
 
 
 def build(facts: Iterable[Facts], record_all: bool) -> list[Node]:
     """All nodes, parents before children and siblings by start, with `parent` and `children` set. A cycle of parents
     (hostile ids) is cut at its earliest span."""
-    nodes = [Node(one, one.kind, is_event(one) or (record_all and not one.bare)) for one in facts]
+    nodes = [
+        Node(one, one.kind, is_event(one) or (record_all and not one.bare), one.span.stamp.run_id, one) for one in facts
+    ]
     nodes.sort(key=sort_key)
     by_span: dict[str, Node] = {}
     for node in nodes:
@@ -79,7 +77,9 @@ def build(facts: Iterable[Facts], record_all: bool) -> list[Node]:
                 node.parent = parent
                 parent.children.append(node)
     ordered = [node for node in nodes if node.parent is None]
-    _descend(ordered, 0)
+    for node in ordered:  # it grows while it is gone through
+        if node.children:
+            ordered.extend(node.children)
     if len(ordered) < len(nodes):
         seen = {id(node) for node in ordered}
         for node in nodes:
@@ -121,7 +121,7 @@ def _nearest(node: Node, run: str | None) -> Node | None:
     path = []
     walk = node.parent
     while walk is not None:
-        if run in walk.near:
+        if walk.near is not None and run in walk.near:
             answer = walk.near[run]
             break
         if walk.live and walk.run == run:
@@ -132,6 +132,8 @@ def _nearest(node: Node, run: str | None) -> Node | None:
     else:
         answer = None
     for one in path:
+        if one.near is None:
+            one.near = {}
         one.near[run] = answer
     return answer
 
@@ -141,8 +143,9 @@ def merge(ordered: list[Node]) -> list[Node]:
     doubled root, of a chat inside a chat. The outermost span of an act survives. Returns the survivors, parents
     first."""
     for node in ordered:
-        if node.live:
-            node.up = _nearest(node, node.run)
+        if node.live and node.parent is not None:
+            above = node.parent
+            node.up = above if above.live and above.run == node.run else _nearest(node, node.run)
             if node.up is not None:
                 node.up.kids.append(node)
     for node in reversed(ordered):
@@ -164,9 +167,10 @@ def merge(ordered: list[Node]) -> list[Node]:
                     taken = [kid for kid in taken if id(kid) not in again]
             for kid in taken:
                 take(node, kid)
-        for kid in list(node.kids):
-            if kid.kind == CODE and kid.into is None and node.kind == AGENT and ran_nothing(kid.best):
-                take(node, kid, tells=False)
+        if node.kind == AGENT:
+            for kid in node.kids:
+                if kid.kind == CODE and kid.into is None and ran_nothing(kid.best):
+                    take(node, kid, tells=False)
     heads = []
     for node in ordered:
         if node.live and node.into is None:
@@ -206,7 +210,7 @@ def take(node: Node, kid: Node, tells: bool = True) -> None:
         known = memo.get("union")
         if known is None or known[0] is not inner:
             known = memo["union"] = (inner, _union(outer, inner))
-        node.whole = known[1]
+        node.best = known[1]
 
 
 def _union(outer: Facts, inner: Facts) -> Facts:
