@@ -46,7 +46,8 @@ def assemble(facts: Iterable[Facts], *, record: str = "agents") -> list[Event]:
 
     `Event.inputs`, `outputs` and `meta` are shared between calls with the same facts: replace them, never change them.
     """
-    heads = unstack(merge(build(facts, record == "all")))
+    nodes = build(facts, record == "all")
+    heads = unstack(merge(nodes))
     order_siblings(heads)
     names = {node.best.agent for node in heads if node.kind == AGENT}
     agents = {canonical(name): name for name in sorted(name for name in names if name)}
@@ -71,6 +72,8 @@ def assemble(facts: Iterable[Facts], *, record: str = "agents") -> list[Event]:
         if node.kind in (TOOL, CODE):
             for more in events_inside(node.best, node.kind, event):
                 rows.append(((start, more.depth, more.started_ns, more.id), more))  # noqa: PERF401 - mostly none
+    for node in nodes:  # no cycle is left: what pass 2 needed goes at once, not when the garbage is collected
+        node.parent = node.up = node.into = node.after = node.near = None
     rows.sort(key=itemgetter(0))
     return [event for _, event in rows]
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 from dataclasses import replace
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from otel_cmb.assemble import assemble
+from otel_cmb.assemble_tree import Node
 from otel_cmb.event import Event, Link, Scope, Span, SpanEvent, Stamp
 from otel_cmb.mapper import Facts, from_skeleton, is_event, named, read, skeleton
 from otel_cmb.mapper_results import content_of, error_result, exit_code_of
@@ -267,3 +269,16 @@ def test_facts_are_not_changed(spans: list[Span]) -> None:
     facts = facts_of(spans)
     assert repr(shown(assemble(facts))) == repr(shown(assemble(facts)))
     assert repr(shown(assemble(facts_of(spans)))) == repr(shown(assemble(facts)))
+
+
+@settings(quick, max_examples=20)
+@given(st.lists(any_span, max_size=8))
+def test_nothing_waits_for_the_garbage_collector(spans: list[Span]) -> None:
+    """The nodes of a trace name each other; once its events are known none is left."""
+    facts = facts_of(spans)
+    gc.disable()
+    try:
+        assemble(facts)
+        assert not [one for one in gc.get_objects() if type(one) is Node]
+    finally:
+        gc.enable()
