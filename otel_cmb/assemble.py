@@ -123,9 +123,8 @@ def _event(node: Node, above: Event | None, agents: dict[str, str]) -> Event:
     if (above is not None or node.parent is None) and _tells_all(node):
         place = None if above is None else (above.id, above.depth, above.node_id, above.step_id)
         key = (kind, name, node.below, node.costs_below, place)
-        known = None if facts.memo is None else facts.memo.get("as event")
-        if known is not None and known[0] == key:
-            return known[1]  # type: ignore[no-any-return]
+        if facts.event is not None and facts.event[0] == key:
+            return facts.event[1]  # type: ignore[no-any-return]
     span = node.facts.span
     node_id, step_id, named_parent = placed_by(node.facts)
     subtype, status = _state(facts, kind, facts.failed or node.exit_code not in (None, 0))
@@ -144,8 +143,8 @@ def _event(node: Node, above: Event | None, agents: dict[str, str]) -> Event:
     if isinstance(role, str) and role:
         event.agent_role = role
     _fill(node, event, agents)
-    if key is not None and facts.memo is not None:
-        facts.memo["as event"] = key, event
+    if key is not None:
+        facts.event = key, event
     return event
 
 

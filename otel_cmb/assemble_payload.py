@@ -6,7 +6,8 @@ Pure; values are taken as they come and only unwrapped or parsed, never judged. 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from otel_cmb.assemble_messages import TASK_KEYS, event_messages, gist, incoming, outgoing, pick, reply_of
 from otel_cmb.mapper import Facts
@@ -19,9 +20,11 @@ __all__ = ["Columns", "Payload", "payload_of", "result_of", "strip_exit"]
 Columns = dict[str, Any]
 
 
-class Payload(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Payload:
     """What one act says by itself, ready for its columns. Shared between calls: copy before adding to it."""
 
+    kind: str
     inputs: Columns
     outputs: Columns
     meta: Columns
@@ -30,17 +33,15 @@ class Payload(NamedTuple):
 
 
 def payload_of(facts: Facts, kind: str) -> Payload:
-    """The payload of these facts as an event of type `kind`; worked out once."""
-    memo = facts.memo
-    if memo is None:
-        memo = facts.memo = {}
-    payload: Payload | None = memo.get(kind)
-    if payload is None:
+    """The payload of these facts as an event of type `kind`; worked out once, as long as it is asked for as one type."""
+    payload: Payload | None = facts.payload
+    if payload is None or payload.kind != kind:
         captured = facts.captures(kind)
         wanted = captured or kind == HANDOFF  # who hands over to whom is no content
-        payload = memo[kind] = Payload(
-            _inputs(facts, kind) if wanted else {}, _outputs(facts, kind) if captured else {}, _meta(facts, kind),
-            *_spent(facts),
+        tokens, cost = _spent(facts)
+        payload = facts.payload = Payload(
+            kind, _inputs(facts, kind) if wanted else {}, _outputs(facts, kind) if captured else {}, _meta(facts, kind),
+            tokens, cost,
         )  # fmt: skip
     return payload
 

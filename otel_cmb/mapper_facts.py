@@ -33,8 +33,11 @@ class Facts:
     shape: Shape = field(default=NO_SHAPE, compare=False, repr=False)
     bare: bool = False
     """Made from a skeleton: it has no attributes and can never be an event."""
+    payload: Any = field(default=None, compare=False, repr=False)
+    """What pass 2 worked out from these facts alone, so that a trace that grows is not read again each time: the payload,
+    the event and what it follows from, and by name what few ask for."""
+    event: Any = field(default=None, compare=False, repr=False)
     memo: dict[str, Any] | None = field(default=None, compare=False, repr=False)
-    """What pass 2 worked out from these facts alone, so that a trace that grows is not read again each time."""
 
     def captures(self, event_type: str) -> bool:
         return "all" in self.capture or event_type in self.capture
