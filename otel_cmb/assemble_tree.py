@@ -6,8 +6,9 @@ Deterministic in the set of facts: nothing here depends on the order in which th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
+from typing import TypeAlias
 
 from otel_cmb.event import STATUS_ERROR, Event, Span
 from otel_cmb.mapper import Facts, is_event, read
@@ -33,14 +34,14 @@ class Node:
     best: Facts
     """Facts of this act as all its duplicates tell them."""
     parent: Node | None = None
-    children: list[Node] = field(default_factory=list)
+    children: Nodes = ()
     near: dict[str | None, Node | None] | None = None
     """Of a span that is no event: the nearest event above it, by run, where that was looked for."""
     up: Node | None = None
     """The event this one is inside of: nearest ancestor that is an event of the same run."""
-    kids: list[Node] = field(default_factory=list)
+    kids: Nodes = ()
     into: Node | None = None
-    members: list[Node] = field(default_factory=list)
+    members: Nodes = ()
     before: Node | None = None
     """The event just before this one among those inside the same event."""
     after: Node | None = None
@@ -55,6 +56,9 @@ class Node:
     exit_code: int | None = None
     """The exit code an agent's answer says, of an agent that is nothing but a code execution."""
 
+
+Nodes: TypeAlias = "list[Node] | tuple[()]"
+"""No list where there is nothing: most nodes are leaves, and a trace has as many as it has spans."""
 
 sort_key: Callable[[Node], tuple[int, str]] = attrgetter("facts.span.start_ns", "facts.id")
 
@@ -75,7 +79,10 @@ def build(facts: Iterable[Facts], record_all: bool) -> list[Node]:
             parent = by_span.get(parent_id)
             if parent is not None and parent is not node:
                 node.parent = parent
-                parent.children.append(node)
+                if parent.children:
+                    parent.children.append(node)
+                else:
+                    parent.children = [node]
     ordered = [node for node in nodes if node.parent is None]
     for node in ordered:  # it grows while it is gone through
         if node.children:
@@ -111,7 +118,7 @@ def _cut_cycle(node: Node) -> Node:
         if sort_key(walk) < sort_key(first):
             first = walk
     if first.parent is not None:
-        first.parent.children.remove(first)
+        first.parent.children = [child for child in first.parent.children if child is not first]
         first.parent = None
     return first
 
@@ -147,7 +154,10 @@ def merge(ordered: list[Node]) -> list[Node]:
             above = node.parent
             node.up = above if above.live and above.run == node.run else _nearest(node, node.run)
             if node.up is not None:
-                node.up.kids.append(node)
+                if node.up.kids:
+                    node.up.kids.append(node)
+                else:
+                    node.up.kids = [node]
     for node in reversed(ordered):
         if not node.live or not node.kids:
             continue
@@ -176,10 +186,8 @@ def merge(ordered: list[Node]) -> list[Node]:
         if node.live and node.into is None:
             heads.append(node)
             if node.members:
-                node.kids = [kid for kid in node.kids if kid.into is None]
                 node.members = all_members(node)
-                for member in node.members:
-                    node.kids.extend(kid for kid in member.kids if kid.into is None)
+                node.kids = [kid for one in (node, *node.members) for kid in one.kids if kid.into is None]
                 for kid in node.kids:
                     kid.up = node
                 node.kids.sort(key=sort_key)
@@ -201,7 +209,10 @@ def all_members(node: Node) -> list[Node]:
 def take(node: Node, kid: Node, tells: bool = True) -> None:
     """`kid` is the same act as `node`. With `tells`, what it says about the act is added."""
     kid.into = node
-    node.members.append(kid)
+    if node.members:
+        node.members.append(kid)
+    else:
+        node.members = [kid]
     if tells:
         outer, inner = node.best, kid.best
         memo = outer.memo
