@@ -8,6 +8,7 @@ that took it (`Event.spans`).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import Any
 
 from otel_cmb.assemble_around import (
@@ -26,9 +27,9 @@ from otel_cmb.assemble_errors import error_of
 from otel_cmb.assemble_payload import payload_of
 from otel_cmb.assemble_rows import add_rows, events_inside
 from otel_cmb.assemble_stacked import unstack
-from otel_cmb.assemble_tree import Node, all_members, both_said, build, forget_neighbours, merge, sort_key, take
+from otel_cmb.assemble_tree import Node, all_members, both_said, build, merge, sort_key, take
 from otel_cmb.event import Event, event_id
-from otel_cmb.mapper import Facts, placed
+from otel_cmb.mapper import Facts, placed, placed_by
 from otel_cmb.mapper_results import as_mapping, canonical
 from otel_cmb.mapper_tools import HANDOFF_NAME
 from otel_cmb.sums import summable
@@ -48,36 +49,33 @@ def assemble(facts: Iterable[Facts], *, record: str = "agents") -> list[Event]:
     nodes = build(facts, record == "all")
     heads = unstack(merge(nodes))
     order_siblings(heads)
-    agents = {
-        canonical(name): name for name in sorted({node.best.agent for node in heads if node.kind == AGENT and node.best.agent})
-    }
+    names = {node.best.agent for node in heads if node.kind == AGENT}
+    agents = {canonical(name): name for name in sorted(name for name in names if name)}
     handoffs = 0
     for node in heads:
-        settle(node, agents)
-        handoffs += node.kind == HANDOFF
+        if node.kind != LLM:
+            settle(node, agents)
+            handoffs += node.kind == HANDOFF
     if handoffs > 1:
         heads = _once(heads, agents)
     _count_spending(heads)
-    events: dict[int, Event] = {}
-    starts: dict[int, int] = {}
     rows: list[tuple[tuple[int, int, int, str], Event]] = []
     for node in heads:
-        above = events.get(id(node.up)) if node.up is not None else None
-        event = events[id(node)] = _event(node, above, agents)
+        up = node.up
+        above = None if up is None else up.event
+        event = node.event = _event(node, above, agents)
         start = event.started_ns
-        if node.up is not None and above is not None:
-            start = max(start, starts[id(node.up)])
-        starts[id(node)] = start
+        if above is not None and up is not None and up.start > start:
+            start = up.start
+        node.start = start
         rows.append(((start, event.depth, event.started_ns, event.id), event))
-        for more in events_inside(node.best, node.kind, event):
-            rows.append(((start, more.depth, more.started_ns, more.id), more))  # noqa: PERF401 - mostly none
-    rows.sort(key=_row_key)
-    forget_neighbours(nodes)
+        if node.kind in (TOOL, CODE):
+            for more in events_inside(node.best, node.kind, event):
+                rows.append(((start, more.depth, more.started_ns, more.id), more))  # noqa: PERF401 - mostly none
+    for node in nodes:  # no cycle is left: what pass 2 needed goes at once, not when the garbage is collected
+        node.parent = node.up = node.into = node.after = node.near = None
+    rows.sort(key=itemgetter(0))
     return [event for _, event in rows]
-
-
-def _row_key(row: tuple[tuple[int, int, int, str], Event]) -> tuple[int, int, int, str]:
-    return row[0]
 
 
 def _once(heads: list[Node], agents: dict[str, str]) -> list[Node]:
@@ -103,12 +101,16 @@ def _once(heads: list[Node], agents: dict[str, str]) -> list[Node]:
 def _count_spending(heads: list[Node]) -> None:
     """Tokens and cost belong to the leaf that spent them: whoever has spending below repeats it."""
     for node in reversed(heads):
+        spends, costs = node.below, node.costs_below
         if node.kind != CONTAINER:
             payload = payload_of(node.best, node.kind)
-            node.spends, node.costs = bool(payload.tokens), payload.cost is not None
-        if node.up is not None:
-            node.up.below |= node.spends or node.below
-            node.up.costs_below |= node.costs or node.costs_below
+            spends, costs = spends or bool(payload.tokens), costs or payload.cost is not None
+        up = node.up
+        if up is not None:
+            if spends:
+                up.below = True
+            if costs:
+                up.costs_below = True
 
 
 # One event
@@ -121,29 +123,28 @@ def _event(node: Node, above: Event | None, agents: dict[str, str]) -> Event:
     if (above is not None or node.parent is None) and _tells_all(node):
         place = None if above is None else (above.id, above.depth, above.node_id, above.step_id)
         key = (kind, name, node.below, node.costs_below, place)
-        known = None if facts.memo is None else facts.memo.get("as event")
-        if known is not None and known[0] == key:
-            return known[1]  # type: ignore[no-any-return]
+        if facts.event is not None and facts.event[0] == key:
+            return facts.event[1]  # type: ignore[no-any-return]
     span = node.facts.span
-    node_id, step_id, named_parent = placed(span)
+    node_id, step_id, named_parent = placed_by(node.facts)
     subtype, status = _state(facts, kind, facts.failed or node.exit_code not in (None, 0))
     event = Event(
         facts.id, span.trace_id, span.span_id, kind, subtype, status, span.start_ns, span.end_ns,
-        span.stamp.run_id, node_id, step_id, name,
-        spans=[span, *(member.facts.span for member in node.members)] if node.members else [span],
+        span.stamp.run_id, node_id, step_id, name, None, None, None, {}, None, None, True, 0,
+        [span, *(member.facts.span for member in node.members)] if node.members else [span], [], [],
     )  # fmt: skip
     if above is not None:
         event.parent_event_id, event.depth = above.id, above.depth + 1
-        event.node_id = event.node_id or above.node_id
-        event.step_id = event.step_id or above.step_id
+        event.node_id = node_id or above.node_id
+        event.step_id = step_id or above.step_id
     else:
         _outside_parent(node, event, named_parent)
     role = facts.found.get("agent_role")
     if isinstance(role, str) and role:
         event.agent_role = role
     _fill(node, event, agents)
-    if key is not None and facts.memo is not None:
-        facts.memo["as event"] = key, event
+    if key is not None:
+        facts.event = key, event
     return event
 
 
@@ -151,7 +152,7 @@ def _tells_all(node: Node) -> bool:
     """Whether the event follows from the span and from what the event above it is, so that it need not be made again
     each time the trace grows."""
     facts, kind = node.facts, node.kind
-    if node.members or node.whole is not None or facts.explicit or facts.failed or node.exit_code is not None:
+    if node.members or facts.explicit or facts.failed or node.exit_code is not None:
         return False
     if kind in (LLM, TOOL, CONTAINER):
         return True
@@ -208,12 +209,9 @@ def _fill(node: Node, event: Event, agents: dict[str, str]) -> None:
         inputs, meta = _code(node)
     elif kind == AGENT and captured and ("message" not in inputs or "response" not in outputs) and not facts.explicit:
         inputs, outputs = _conversed(node, inputs, outputs)
-    more: dict[str, Any] = {}
-    if kind != CONTAINER:
-        if not node.below:
-            more.update(payload.tokens)
-        if not node.costs_below and payload.cost is not None:
-            more["cost_usd"] = payload.cost
+    more = dict(payload.tokens) if kind != CONTAINER and not node.below else {}
+    if kind != CONTAINER and not node.costs_below and payload.cost is not None:
+        more["cost_usd"] = payload.cost
     if event.status == "failed":
         event.error_message, error_meta = error_of(facts, kind)
         if event.error_message is None or (kind == TOOL and event.error_message == facts.found.get("error_type")):
@@ -226,7 +224,7 @@ def _fill(node: Node, event: Event, agents: dict[str, str]) -> None:
         if node.costs_below:
             said.pop("cost_usd", None)
         more.update(said)
-    event.meta = {**meta, **more} if more else meta
+    event.meta = meta | more if more else meta
     event.inputs = inputs if inputs and captured else None
     event.outputs = outputs or None
     if facts.explicit:

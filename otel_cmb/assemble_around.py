@@ -45,7 +45,8 @@ def order_siblings(heads: list[Node]) -> None:
         if key is not None:
             rows.setdefault(key, []).append(node)
     for row in rows.values():
-        row.sort(key=_in_turn)
+        if len(row) > 1:
+            row.sort(key=_in_turn)
         last: str | None = None
         before: Node | None = None
         for node in row:
@@ -53,9 +54,10 @@ def order_siblings(heads: list[Node]) -> None:
             if before is not None:
                 before.after = node
             before = node
-            name = node.best.agent
-            if name is not None and name not in INTERNAL_AGENTS and name not in TOOL_EXECUTORS and _acts(node):
-                last = name
+            if node.kind == AGENT or (node.kind == CONTAINER and _is_step(node)):
+                name = node.best.agent
+                if name is not None and name not in INTERNAL_AGENTS and name not in TOOL_EXECUTORS:
+                    last = name
 
 
 def _in_turn(node: Node) -> tuple[int, float, str]:
@@ -64,10 +66,8 @@ def _in_turn(node: Node) -> tuple[int, float, str]:
     return span.start_ns, math.inf if span.end_ns is None else span.end_ns, node.facts.id
 
 
-def _acts(node: Node) -> bool:
-    """An agent, or the node of a graph: it has a name of its own and is inside a graph that has others."""
-    if node.kind != CONTAINER:
-        return node.kind == AGENT
+def _is_step(node: Node) -> bool:
+    """The node of a graph, which has others: it acts like an agent."""
     found = node.best.found
     return "graph_node" in found or found.get("operation") == "execute_task" or "langgraph_node" in str(found.get("metadata"))
 
@@ -133,13 +133,19 @@ def reply(node: Node) -> Any:
     return memo["reply"]
 
 
+_ACTS = frozenset((AGENT, LLM, TOOL, CODE, HANDOFF))
+
+
 def _only_ran_code(node: Node) -> bool:
     """An agent whose whole answer is `exitcode: N (execution ...)` and in which nothing else happened."""
     found = node.best.found
     raw = found.get("messages_out", found.get("output"))
-    if raw is None or (isinstance(raw, str) and "exitcode: " not in raw[:400]):
+    if raw is None:
         return False
-    if any(kid.kind in (AGENT, LLM, TOOL, CODE, HANDOFF) for kid in node.kids):
+    for kid in node.kids:
+        if kid.kind in _ACTS:
+            return False
+    if isinstance(raw, str) and "exitcode: " not in raw[:400]:
         return False
     answer = reply(node)
     match = EXIT_REPLY.match(answer) if isinstance(answer, str) else None
@@ -153,8 +159,10 @@ def handoff_result(facts: Facts) -> Mapping[str, Any] | None:
     """The result of a tool that is nothing but a handoff: AG2 1.x's `{"target": ..., "reason": ...}`."""
     result = facts.found.get("tool_result")
     if isinstance(result, str):
-        result = structure_of(result) if "target" in result[:400] else None
-    if not isinstance(result, Mapping):
+        if result[:1] != "{" or "target" not in result[:400]:
+            return None
+        result = structure_of(result)
+    if result is None or not isinstance(result, Mapping):
         return None
     if "target" in result and isinstance(result["target"], str) and result.keys() <= {"target", "reason", "type"}:
         return result

@@ -104,6 +104,8 @@ def outgoing(facts: Facts) -> list[dict[str, Any]] | None:
 def gist(message: Mapping[str, Any]) -> Any:
     """A message as a person reads it: its text, or what it asks for."""
     content = message.get("content")
+    if type(content) is str and content:
+        return content
     if content not in (None, "", [], {}):
         return content
     rest = {key: value for key, value in message.items() if key not in ("role", "name", "content", "finish_reason")}
@@ -146,9 +148,11 @@ def reply_of(facts: Facts) -> Any:
         return as_json(found["final_result"])
     if "cmb_outputs" in found:
         return as_mapping(found["cmb_outputs"]).get("response")
-    value = as_json(found["output"]) if "output" in found and "messages_out" not in found else None
-    if isinstance(value, Mapping) and isinstance(value.get("raw"), str):  # CrewAI's result, which also holds all messages
-        return value["raw"]
+    value = None
+    if "output" in found and "messages_out" not in found:
+        value = as_json(found["output"])
+        if isinstance(value, Mapping) and isinstance(value.get("raw"), str):  # CrewAI's result, which holds all messages
+            return value["raw"]
     messages = outgoing(facts)
     if messages:
         return gist(messages[-1])

@@ -20,10 +20,11 @@ __all__ = ["Columns", "Payload", "payload_of", "result_of", "strip_exit"]
 Columns = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Payload:
     """What one act says by itself, ready for its columns. Shared between calls: copy before adding to it."""
 
+    kind: str
     inputs: Columns
     outputs: Columns
     meta: Columns
@@ -32,17 +33,15 @@ class Payload:
 
 
 def payload_of(facts: Facts, kind: str) -> Payload:
-    """The payload of these facts as an event of type `kind`; worked out once."""
-    memo = facts.memo
-    if memo is None:
-        memo = facts.memo = {}
-    payload: Payload | None = memo.get(kind)
-    if payload is None:
+    """The payload of these facts as an event of type `kind`; worked out once, as long as it is asked for as one type."""
+    payload: Payload | None = facts.payload
+    if payload is None or payload.kind != kind:
         captured = facts.captures(kind)
         wanted = captured or kind == HANDOFF  # who hands over to whom is no content
-        payload = memo[kind] = Payload(
-            _inputs(facts, kind) if wanted else {}, _outputs(facts, kind) if captured else {}, _meta(facts, kind),
-            *_spent(facts),
+        tokens, cost = _spent(facts)
+        payload = facts.payload = Payload(
+            kind, _inputs(facts, kind) if wanted else {}, _outputs(facts, kind) if captured else {}, _meta(facts, kind),
+            tokens, cost,
         )  # fmt: skip
     return payload
 
@@ -56,6 +55,8 @@ def _arguments(facts: Facts) -> Any:
     parsed = as_json(value)
     if isinstance(parsed, str):
         return python_literal(parsed)
+    if type(parsed) is dict and _WRAPPED.isdisjoint(parsed):
+        return parsed
     if isinstance(parsed, Mapping):
         if "input_str" in parsed:  # Traceloop's wrapper around LangChain
             text = parsed["input_str"]
@@ -71,11 +72,18 @@ def _arguments(facts: Facts) -> Any:
     return parsed
 
 
+_WRAPPED = frozenset(("input_str", "kwargs", "options", "arguments"))
+"""Each wrapper of arguments has one of these keys."""
+
+
 def result_of(facts: Facts) -> Any:
     found = facts.found
     for name in ("tool_result", "code_output", "output"):
         if name in found:
-            value = content_of(as_json(found[name]))
+            value = found[name]
+            if type(value) is str and value[:1] not in _STRUCTURED:
+                return value
+            value = content_of(as_json(value))
             return as_json(value) if isinstance(value, str) and value[:1] in ("{", "[") else value
     if facts.span.events:
         messages = event_messages(facts.span.events, outgoing=True)
@@ -101,6 +109,8 @@ def _agent_inputs(facts: Facts) -> Columns:
         return {"message": pick(value, TASK_KEYS) if isinstance(value, Mapping) else value}
     return {}
 
+
+_STRUCTURED = frozenset('{["')
 
 _CODE_KEYS = ("code", "script", "source", "python_code", "code_snippet", "command", "cmd", "query", "input", "__arg1")
 
@@ -196,6 +206,8 @@ def strip_exit(text: Any) -> Any:
 
 
 def _count(value: Any) -> int | None:
+    if type(value) is int:
+        return value if 0 <= value < 2**53 else None
     if isinstance(value, bool):
         return None
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
@@ -220,6 +232,8 @@ def _spent(facts: Facts) -> tuple[Columns, int | float | None]:
     """Tokens (keys of `meta`) and US dollars the span says were spent."""
     found = facts.found
     tokens: dict[str, int] = {}
+    if not facts.shape.may_spend:
+        return tokens, None
     total: int | None = None
     for name, key in (("tokens_in", "prompt_tokens"), ("tokens_out", "completion_tokens")):
         count = _count(found[name]) if name in found else None
@@ -261,13 +275,6 @@ _OTHER_TOKENS = (
     ("tokens_reasoning", "reasoning_tokens"),
 )  # fmt: skip
 
-_PLAIN_META = (
-    ("provider", "provider"), ("tool_call_id", "tool_call_id"), ("conversation_id", "conversation_id"),
-    ("session_id", "session_id"), ("thread_id", "thread_id"), ("user_id", "user_id"), ("agent_id", "agent_id"),
-    ("workflow_name", "workflow"), ("turns", "turns"), ("task_name", "task"), ("sender", "sender"),
-    ("recipient", "recipient"),
-)  # fmt: skip
-
 
 def _meta(facts: Facts, kind: str) -> Columns:
     """The `meta` of an event of type `kind`, without what was spent and without the error."""
@@ -287,16 +294,16 @@ def _meta(facts: Facts, kind: str) -> Columns:
                 meta["model"] = invocation["model"]
         if isinstance(temperature, (int, float)) and not isinstance(temperature, bool):
             meta["temperature"] = temperature
-        reason = as_json(found.get("finish_reason"))
-        if isinstance(reason, list):
-            reason = reason[0] if len(reason) == 1 else ", ".join(str(one) for one in reason[:8])
-        if isinstance(reason, str) and reason:
-            meta["finish_reason"] = reason
-    for name, key in _PLAIN_META:
-        if name in found:
-            value = found[name]
-            if isinstance(value, (str, int, float)) and value not in ("", "<not specified>"):
-                meta[key] = value
+        if "finish_reason" in found:
+            reason = as_json(found["finish_reason"])
+            if isinstance(reason, list):
+                reason = reason[0] if len(reason) == 1 else ", ".join(str(one) for one in reason[:8])
+            if isinstance(reason, str) and reason:
+                meta["finish_reason"] = reason
+    for name, key in facts.shape.meta:
+        value = found.get(name)
+        if isinstance(value, (str, int, float)) and value not in ("", "<not specified>"):
+            meta[key] = value
     if kind in (CODE, HANDOFF) and facts.tool is not None:
         meta["tool_name"] = facts.tool
     return meta

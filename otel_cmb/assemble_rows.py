@@ -74,7 +74,7 @@ def _inside(event: Event, kind: str, inputs: dict[str, Any] | None) -> Event:
 def _reply_target(facts: Facts) -> str | None:
     """The target in AG2 0.x's ReplyResult: `{"message": ..., "target": {"agent_name": ...}, ...}`."""
     text = facts.found.get("tool_result", facts.found.get("output"))
-    if not isinstance(text, str) or '"target"' not in text:
+    if not isinstance(text, str) or text[:1] not in ("{", "[") or '"target"' not in text:
         return None
     result = content_of(as_json(text))
     target = result.get("target") if isinstance(result, Mapping) and "message" in result else None

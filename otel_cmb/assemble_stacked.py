@@ -103,10 +103,10 @@ def _join(survivor: Node, gone: Node) -> None:
     for kid in gone.kids:
         if kid is not survivor:
             kid.up = survivor
-            survivor.kids.append(kid)
     if gone.up is not None:
         gone.up.kids = [kid for kid in gone.up.kids if kid is not gone]
-    survivor.kids = sorted((kid for kid in survivor.kids if kid is not gone), key=sort_key)
+    kids = [kid for kid in survivor.kids if kid is not gone] + [kid for kid in gone.kids if kid is not survivor]
+    survivor.kids = sorted(kids, key=sort_key)
 
 
 def _ordered(heads: list[Node]) -> list[Node]:

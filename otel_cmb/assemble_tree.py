@@ -6,15 +6,17 @@ Deterministic in the set of facts: nothing here depends on the order in which th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TypeAlias
 
-from otel_cmb.event import STATUS_ERROR, Span
+from otel_cmb.event import STATUS_ERROR, Event, Span
 from otel_cmb.mapper import Facts, is_event, read
 from otel_cmb.mapper_results import canonical
 from otel_cmb.messages import as_json
 from otel_cmb.vocabulary.base import AGENT, APPROVAL, CODE, CONTAINER, HANDOFF, LLM, TOOL
 
-__all__ = ["Node", "all_members", "both_said", "build", "forget_neighbours", "merge", "ran_nothing", "sort_key", "take"]
+__all__ = ["Node", "all_members", "both_said", "build", "merge", "ran_nothing", "sort_key", "take"]
 
 
 MOST = 64
@@ -28,45 +30,45 @@ class Node:
     facts: Facts
     kind: str
     live: bool
+    run: str | None
+    best: Facts
+    """Facts of this act as all its duplicates tell them."""
     parent: Node | None = None
-    children: list[Node] = field(default_factory=list)
-    near: dict[str | None, Node | None] = field(default_factory=dict)
+    children: Nodes = ()
+    near: dict[str | None, Node | None] | None = None
+    """Of a span that is no event: the nearest event above it, by run, where that was looked for."""
     up: Node | None = None
     """The event this one is inside of: nearest ancestor that is an event of the same run."""
-    kids: list[Node] = field(default_factory=list)
+    kids: Nodes = ()
     into: Node | None = None
-    members: list[Node] = field(default_factory=list)
-    whole: Facts | None = None
-    """Facts of this act as all its duplicates tell them."""
+    members: Nodes = ()
     before: Node | None = None
     """The event just before this one among those inside the same event."""
     after: Node | None = None
     actor: str | None = None
     """The agent that acted last before this one, inside the same event."""
-    spends: bool = False
     below: bool = False
-    costs: bool = False
+    """Whether tokens were spent inside."""
     costs_below: bool = False
+    event: Event | None = None
+    start: int = 0
+    """When its row starts: not before the row of the event it is inside of."""
     exit_code: int | None = None
     """The exit code an agent's answer says, of an agent that is nothing but a code execution."""
 
-    @property
-    def best(self) -> Facts:
-        return self.facts if self.whole is None else self.whole
 
-    @property
-    def run(self) -> str | None:
-        return self.facts.span.stamp.run_id
+Nodes: TypeAlias = "list[Node] | tuple[()]"
+"""No list where there is nothing: most nodes are leaves, and a trace has as many as it has spans."""
 
-
-def sort_key(node: Node) -> tuple[int, str]:
-    return node.facts.span.start_ns, node.facts.id
+sort_key: Callable[[Node], tuple[int, str]] = attrgetter("facts.span.start_ns", "facts.id")
 
 
 def build(facts: Iterable[Facts], record_all: bool) -> list[Node]:
     """All nodes, parents before children and siblings by start, with `parent` and `children` set. A cycle of parents
     (hostile ids) is cut at its earliest span."""
-    nodes = [Node(one, one.kind, is_event(one) or (record_all and not one.bare)) for one in facts]
+    nodes = [
+        Node(one, one.kind, is_event(one) or (record_all and not one.bare), one.span.stamp.run_id, one) for one in facts
+    ]
     nodes.sort(key=sort_key)
     by_span: dict[str, Node] = {}
     for node in nodes:
@@ -77,9 +79,14 @@ def build(facts: Iterable[Facts], record_all: bool) -> list[Node]:
             parent = by_span.get(parent_id)
             if parent is not None and parent is not node:
                 node.parent = parent
-                parent.children.append(node)
+                if parent.children:
+                    parent.children.append(node)
+                else:
+                    parent.children = [node]
     ordered = [node for node in nodes if node.parent is None]
-    _descend(ordered, 0)
+    for node in ordered:  # it grows while it is gone through
+        if node.children:
+            ordered.extend(node.children)
     if len(ordered) < len(nodes):
         seen = {id(node) for node in ordered}
         for node in nodes:
@@ -111,7 +118,7 @@ def _cut_cycle(node: Node) -> Node:
         if sort_key(walk) < sort_key(first):
             first = walk
     if first.parent is not None:
-        first.parent.children.remove(first)
+        first.parent.children = [child for child in first.parent.children if child is not first]
         first.parent = None
     return first
 
@@ -121,7 +128,7 @@ def _nearest(node: Node, run: str | None) -> Node | None:
     path = []
     walk = node.parent
     while walk is not None:
-        if run in walk.near:
+        if walk.near is not None and run in walk.near:
             answer = walk.near[run]
             break
         if walk.live and walk.run == run:
@@ -132,6 +139,8 @@ def _nearest(node: Node, run: str | None) -> Node | None:
     else:
         answer = None
     for one in path:
+        if one.near is None:
+            one.near = {}
         one.near[run] = answer
     return answer
 
@@ -141,10 +150,14 @@ def merge(ordered: list[Node]) -> list[Node]:
     doubled root, of a chat inside a chat. The outermost span of an act survives. Returns the survivors, parents
     first."""
     for node in ordered:
-        if node.live:
-            node.up = _nearest(node, node.run)
+        if node.live and node.parent is not None:
+            above = node.parent
+            node.up = above if above.live and above.run == node.run else _nearest(node, node.run)
             if node.up is not None:
-                node.up.kids.append(node)
+                if node.up.kids:
+                    node.up.kids.append(node)
+                else:
+                    node.up.kids = [node]
     for node in reversed(ordered):
         if not node.live or not node.kids:
             continue
@@ -164,18 +177,17 @@ def merge(ordered: list[Node]) -> list[Node]:
                     taken = [kid for kid in taken if id(kid) not in again]
             for kid in taken:
                 take(node, kid)
-        for kid in list(node.kids):
-            if kid.kind == CODE and kid.into is None and node.kind == AGENT and ran_nothing(kid.best):
-                take(node, kid, tells=False)
+        if node.kind == AGENT:
+            for kid in node.kids:
+                if kid.kind == CODE and kid.into is None and ran_nothing(kid.best):
+                    take(node, kid, tells=False)
     heads = []
     for node in ordered:
         if node.live and node.into is None:
             heads.append(node)
             if node.members:
-                node.kids = [kid for kid in node.kids if kid.into is None]
                 node.members = all_members(node)
-                for member in node.members:
-                    node.kids.extend(kid for kid in member.kids if kid.into is None)
+                node.kids = [kid for one in (node, *node.members) for kid in one.kids if kid.into is None]
                 for kid in node.kids:
                     kid.up = node
                 node.kids.sort(key=sort_key)
@@ -197,7 +209,10 @@ def all_members(node: Node) -> list[Node]:
 def take(node: Node, kid: Node, tells: bool = True) -> None:
     """`kid` is the same act as `node`. With `tells`, what it says about the act is added."""
     kid.into = node
-    node.members.append(kid)
+    if node.members:
+        node.members.append(kid)
+    else:
+        node.members = [kid]
     if tells:
         outer, inner = node.best, kid.best
         memo = outer.memo
@@ -206,7 +221,7 @@ def take(node: Node, kid: Node, tells: bool = True) -> None:
         known = memo.get("union")
         if known is None or known[0] is not inner:
             known = memo["union"] = (inner, _union(outer, inner))
-        node.whole = known[1]
+        node.best = known[1]
 
 
 def _union(outer: Facts, inner: Facts) -> Facts:
@@ -242,17 +257,6 @@ def ran_nothing(facts: Facts) -> bool:
         and "code_output" not in facts.found
         and facts.tool is None
     )
-
-
-def forget_neighbours(nodes: Iterable[Node]) -> None:
-    """The tree was read. Nodes that name each other are cycles: these, and with them every fact and event of the trace, would
-    be kept until the garbage collector looks, and its looking costs more than all of pass 2."""
-    for node in nodes:
-        node.parent = node.up = node.into = node.before = node.after = None
-        node.children.clear()
-        node.kids.clear()
-        node.members.clear()
-        node.near.clear()
 
 
 def _has_tokens(node: Node) -> bool:

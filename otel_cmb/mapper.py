@@ -12,10 +12,11 @@ from typing import Any
 
 from otel_cmb.config import CODE_TOOLS
 from otel_cmb.event import STATUS_ERROR, Span, event_id
-from otel_cmb.mapper_facts import Facts, from_skeleton, is_event, named, named_run, placed, skeleton
+from otel_cmb.mapper_facts import Facts, from_skeleton, is_event, named, named_run, placed, placed_by, skeleton
 from otel_cmb.mapper_results import as_mapping, error_result, whole
+from otel_cmb.mapper_shape import Shape, shape_of
 from otel_cmb.mapper_tools import read_tool
-from otel_cmb.vocabulary import DISCRIMINATORS, FIELD_OF, NAMES, OVERRIDES, PRESENT
+from otel_cmb.vocabulary import NAMES, OVERRIDES
 from otel_cmb.vocabulary.base import (
     AGENT,
     CODE,
@@ -27,7 +28,7 @@ from otel_cmb.vocabulary.base import (
     TOOL,
 )
 
-__all__ = ["Facts", "from_skeleton", "is_event", "named", "named_run", "placed", "read", "skeleton"]
+__all__ = ["Facts", "from_skeleton", "is_event", "named", "named_run", "placed", "placed_by", "read", "skeleton"]
 
 
 def read(
@@ -41,18 +42,15 @@ def read(
     """The facts of one span. `id` is its event id (a function of the span's ids if not given); `code_tools` names the
     tools whose calls are code executions; `record` is `agents` or `all`; `capture` says whose payloads are kept."""
     attributes = span.attributes
+    shape = shape_of(attributes)
     facts = Facts(
-        event_id(span.trace_id, span.span_id) if id is None else id,
-        span,
-        PLAIN,
-        found=_collect(attributes),
-        record_all=record == "all",
-        capture=_capture(tuple(capture)),
-    )
-    _classify(facts, attributes)
+        event_id(span.trace_id, span.span_id) if id is None else id, span,
+        PLAIN, shape.fields(attributes), None, None, False, False, None, record == "all", _capture(tuple(capture)), shape,
+    )  # fmt: skip
+    _classify(facts, shape)
     kind = facts.kind
     if kind in (NEVER, PLAIN):
-        _plain(facts)
+        _plain(facts, shape)
         return facts
     _name_agent(facts)
     found = facts.found
@@ -70,7 +68,7 @@ def read(
         _read_container(facts)
     elif kind == LLM and "replies" in found:
         _read_replies(found)
-    facts.failed = _failed(facts)
+    facts.failed = _failed(facts, shape)
     return facts
 
 
@@ -79,25 +77,10 @@ def _capture(names: tuple[str, ...]) -> frozenset[str]:
     return frozenset(names)
 
 
-def _collect(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    ranks: dict[str, int] = {}
-    field_of = FIELD_OF.get
-    for key, value in attributes.items():
-        slot = field_of(key)
-        if slot is not None and value is not None:
-            name, rank = slot
-            if name not in ranks or rank < ranks[name]:
-                found[name] = value
-                ranks[name] = rank
-    return found
-
-
-def _classify(facts: Facts, attributes: Mapping[str, Any]) -> None:
-    for key, kinds in DISCRIMINATORS:
-        if key not in attributes:
-            continue
-        value = attributes[key]
+def _classify(facts: Facts, shape: Shape) -> None:
+    span = facts.span
+    for key, kinds in shape.discriminators:
+        value = span.attributes[key]
         if type(value) is not str:
             continue
         kind = kinds.get(value) or kinds.get(value.lower()) or kinds.get(value.upper())
@@ -109,15 +92,12 @@ def _classify(facts: Facts, attributes: Mapping[str, Any]) -> None:
             break
     if facts.kind == NEVER:
         return
-    for key, kind in PRESENT.items():
-        if key in attributes:
-            facts.kind = kind
-            return
-    if facts.kind != PLAIN:
-        facts.kind = _overridden(facts.span.scope.name, facts.span.name) or facts.kind
+    if shape.present is not None:
+        facts.kind = shape.present
+    elif facts.kind != PLAIN:
+        facts.kind = _overridden(span.scope.name, span.name) or facts.kind
     else:
-        kind, name, text = _by_name(facts.span.scope.name, facts.span.name)
-        facts.kind = kind
+        facts.kind, name, text = _by_name(span.scope.name, span.name)
         if name is not None:
             facts.found.setdefault(name, text)
 
@@ -148,12 +128,12 @@ def _by_name(scope: str, name: str) -> tuple[str, str | None, str | None]:
 _GROUP_FIELDS = {"agent": "agent_name", "tool": "tool_name", "model": "request_model"}
 
 
-def _plain(facts: Facts) -> None:
+def _plain(facts: Facts, shape: Shape) -> None:
     """A log record of an error (Logfire: level 17 and above, zero-length) is an error event of its own."""
     level = facts.found.get("level")
     if facts.kind == PLAIN and facts.found.get("span_type") == "log" and isinstance(level, int) and level >= 17:
         facts.kind = ERROR
-    facts.failed = facts.span.died if facts.kind == NEVER else facts.kind == ERROR or _failed(facts)
+    facts.failed = facts.span.died if facts.kind == NEVER else facts.kind == ERROR or _failed(facts, shape)
     name = facts.found.get("agent_name")
     if isinstance(name, str) and name not in _NO_NAMES:
         facts.agent = name
@@ -251,23 +231,29 @@ def _controls_flow(facts: Facts) -> bool:
     return isinstance(kind, str) and kind.endswith(_CONTROL_FLOW)
 
 
-def _failed(facts: Facts) -> bool:
+def _failed(facts: Facts, shape: Shape) -> bool:
     span, found = facts.span, facts.found
     if span.died:
         return True
-    if span.status_code == STATUS_ERROR or found.get("task_status") == "failure":
+    if span.status_code == STATUS_ERROR or (shape.may_fail and found.get("task_status") == "failure"):
         if not _controls_flow(facts):
             return True
         return facts.exit_code not in (None, 0)
-    if found.get("error_type") not in (None, "", False) or facts.exit_code not in (None, 0):
+    if facts.exit_code is not None and facts.exit_code != 0:
+        return True
+    if shape.may_fail and _says_it_failed(found):
+        return True
+    if facts.kind in (TOOL, CODE):
+        return error_result(found.get("tool_result", found.get("output")))
+    return False
+
+
+def _says_it_failed(found: Mapping[str, Any]) -> bool:
+    if found.get("error_type") not in (None, "", False):
         return True
     if "error_message" in found and found["error_message"] != "":
         return True
     if found.get("task_status") in ("failure", "error", "failed", "timeout", "ERROR"):
         return True
     level = found.get("level")
-    if isinstance(level, int) and not isinstance(level, bool) and level >= 17:
-        return True
-    if facts.kind in (TOOL, CODE):
-        return error_result(found.get("tool_result", found.get("output")))
-    return False
+    return isinstance(level, int) and not isinstance(level, bool) and level >= 17

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from otel_cmb.event import STATUS_ERROR, Link, Span, Stamp
+from otel_cmb.mapper_shape import NO_SHAPE, PLACES, Shape
 from otel_cmb.vocabulary.base import NEVER, PLAIN
 
-__all__ = ["Facts", "from_skeleton", "is_event", "named", "named_run", "placed", "skeleton"]
+__all__ = ["Facts", "from_skeleton", "is_event", "named", "named_run", "placed", "placed_by", "skeleton"]
 
 
 @dataclass(slots=True)
@@ -29,10 +30,14 @@ class Facts:
     exit_code: int | None = None
     record_all: bool = False
     capture: frozenset[str] = frozenset(("all",))
+    shape: Shape = field(default=NO_SHAPE, compare=False, repr=False)
     bare: bool = False
     """Made from a skeleton: it has no attributes and can never be an event."""
+    payload: Any = field(default=None, compare=False, repr=False)
+    """What pass 2 worked out from these facts alone, so that a trace that grows is not read again each time: the payload,
+    the event and what it follows from, and by name what few ask for."""
+    event: Any = field(default=None, compare=False, repr=False)
     memo: dict[str, Any] | None = field(default=None, compare=False, repr=False)
-    """What pass 2 worked out from these facts alone, so that a trace that grows is not read again each time."""
 
     def captures(self, event_type: str) -> bool:
         return "all" in self.capture or event_type in self.capture
@@ -54,9 +59,6 @@ def _said(span: Span, key: str, context: str | None) -> str | None:
         return context
     value = span.resource.attributes.get(key)
     return str(value) if value is not None and value != "" and isinstance(value, (str, int)) else None
-
-
-_PLACES = frozenset(("cmb.node.id", "cmb.step.id", "cmb.parent_event_id"))
 
 
 def named(span: Span) -> Stamp:
@@ -84,13 +86,22 @@ def named_run(span: Span) -> str | None:
 def placed(span: Span) -> tuple[str | None, str | None, str | None]:
     """Node, step and parent event of :func:`named`."""
     stamp = span.stamp
-    if _PLACES.isdisjoint(span.attributes) and _PLACES.isdisjoint(span.resource.attributes):
+    if PLACES.isdisjoint(span.attributes) and PLACES.isdisjoint(span.resource.attributes):
         return stamp.node_id or None, stamp.step_id or None, stamp.parent_event_id or None
     return (
         _said(span, "cmb.node.id", stamp.node_id),
         _said(span, "cmb.step.id", stamp.step_id),
         _said(span, "cmb.parent_event_id", stamp.parent_event_id),
     )
+
+
+def placed_by(facts: Facts) -> tuple[str | None, str | None, str | None]:
+    """:func:`placed` of the span of these facts."""
+    span = facts.span
+    if facts.shape.placed or not PLACES.isdisjoint(span.resource.attributes):
+        return placed(span)
+    stamp = span.stamp
+    return stamp.node_id or None, stamp.step_id or None, stamp.parent_event_id or None
 
 
 def skeleton(facts: Facts) -> dict[str, Any]:

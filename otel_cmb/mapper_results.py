@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from otel_cmb.messages import as_json, python_literal
@@ -25,6 +26,7 @@ def structure_of(result: str) -> Any:
     return python_literal(result) if parsed is result else parsed
 
 
+@lru_cache(maxsize=4096)
 def canonical(name: str) -> str:
     """A tool's name without case, separators and the word "tool": `PythonREPL_Tool` is `python_repl`."""
     text = "".join(letter for letter in name.lower() if letter.isalnum())

@@ -20,11 +20,6 @@ def _canonical_set(names: tuple[str, ...]) -> frozenset[str]:
     return frozenset(canonical(name) for name in names)
 
 
-@lru_cache(maxsize=4096)
-def _canonical_name(name: str) -> str:
-    return canonical(name)
-
-
 TRANSFER = re.compile(r"(?:\w+-)?(?:transfer|transfer_back|handoff|hand_off|handoff_back|hand_over)_to_(.+)", re.DOTALL)
 HANDOFF_NAME = re.compile(r"handoff to (.+)|.+ → (.+)\.handoff", re.DOTALL)
 
@@ -75,7 +70,7 @@ def read_tool(facts: Facts, code_tools: Collection[str]) -> None:
         return
     code_names = _canonical_set(tuple(code_tools))
     text = found.get("tool_result", found.get("output"))
-    if _canonical_name(tool) in code_names:
+    if canonical(tool) in code_names:
         facts.kind = CODE
         facts.exit_code = exit_code_of(text)
     elif isinstance(text, str) and "exit" in (text[:200] + text[-64:]).lower():

@@ -12,6 +12,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import orjson
+
 from otel_cmb.messages_repr import message_of_repr
 
 __all__ = ["as_json", "conversation", "fenced_code", "python_literal", "text_of"]
@@ -174,19 +176,62 @@ def _plain_message(item: dict[str, Any], default_role: str) -> dict[str, Any] | 
     text = item.get("content")
     if "parts" in item:
         parts = item["parts"]
-        if text is not None or type(parts) is not list or len(parts) != 1 or type(parts[0]) is not dict:
+        if text is not None or type(parts) is not list or len(parts) != 1:
             return None
         part = parts[0]
-        text = part.get("content")
-        if part.get("type") != "text":
+        if type(part) is not dict or part.get("type") != "text":
             return None
+        text = part.get("content")
     if type(text) is not str:
         return None
-    message = {"role": role_of(item.get("role"), default_role), "content": text}
-    reason = item.get("finish_reason")
-    if type(reason) is str:
-        message["finish_reason"] = reason
+    role = item.get("role")
+    message = {"role": _ROLES.get(role, role) if type(role) is str and role else default_role, "content": text}
+    if "finish_reason" in item:
+        reason = item["finish_reason"]
+        if type(reason) is str:
+            message["finish_reason"] = reason
     return message
+
+
+def _messages_in(text: str, default_role: str) -> list[dict[str, Any]] | None:
+    """The messages of a JSON list of objects with a role, read by `orjson`, which is three times as quick as `json`;
+    `None` where that is another list, or where the two might read it differently."""
+    try:
+        items = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    messages = []
+    for item in items:
+        if type(item) is not dict or "role" not in item:
+            return None
+        message = _plain_message(item, default_role) if item.keys() <= _PLAIN_KEYS else None
+        if message is None:
+            if not _exact(item):
+                return None
+            message = _message(item, default_role)
+            if message is None:
+                continue
+        messages.append(message)
+    return messages
+
+
+_ATOMS = frozenset((str, int, bool, type(None)))
+_INTEGERS = 2.0**63
+
+
+def _exact(found: Any, depth: int = 64) -> bool:
+    """Whether `json` reads the same: `orjson` makes floats of integers of more than 64 bits, and takes what is nested
+    deeper than Python recurses."""
+    for one in found.values() if type(found) is dict else found:
+        kind = type(one)
+        if kind in _ATOMS:
+            continue
+        if kind is float:
+            if not -_INTEGERS < one < _INTEGERS:
+                return False
+        elif depth == 0 or not _exact(one, depth - 1):
+            return False
+    return True
 
 
 def _message(item: Any, default_role: str) -> dict[str, Any] | None:
@@ -298,6 +343,10 @@ def conversation(value: Any, role: str = "user", depth: int = 6) -> list[dict[st
     """
     if depth <= 0:
         return None
+    if type(value) is str and value[:2] == "[{":
+        quickly = _messages_in(value, role)
+        if quickly is not None:
+            return quickly or None
     value = as_json(value)
     if type(value) is str:
         if value.startswith(("[{'", '[{"')):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 from dataclasses import replace
@@ -12,10 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from otel_cmb.assemble import assemble
+from otel_cmb.assemble_tree import Node
 from otel_cmb.event import Event, Link, Scope, Span, SpanEvent, Stamp
 from otel_cmb.mapper import Facts, from_skeleton, is_event, named, read, skeleton
 from otel_cmb.mapper_results import content_of, error_result, exit_code_of
-from otel_cmb.messages import conversation
+from otel_cmb.mapper_shape import shape_of
+from otel_cmb.messages import as_json, conversation
 from otel_cmb.messages_flat import flattened
 from otel_cmb.vocabulary import DISCRIMINATORS, FIELD_OF, PRESENT
 
@@ -162,6 +165,46 @@ def test_any_structure_can_be_taken_for_messages_or_a_result(value: Any) -> None
         flattened({f"llm.input_messages.0.message.{key}": one for key, one in value.items()}, "llm.input_messages.")
 
 
+data = st.one_of(texts, structures, st.sampled_from([10**30, -(2**63), 2**63, 2**64, 1e300, 0.5, -0.0, "\ud800", [[[1e19]]], {"a": [10**20]}]))
+chats = st.lists(st.fixed_dictionaries(
+    {}, optional={
+        "role": st.one_of(words, data),
+        "content": data,
+        "parts": st.lists(st.fixed_dictionaries({"type": words}, optional={"content": data, "x": data}), max_size=2),
+        "finish_reason": data,
+        "tool_calls": data,
+    }), min_size=1, max_size=3)  # fmt: skip
+
+
+@settings(quick, max_examples=600)
+@given(chats, st.sampled_from(["user", "assistant"]), st.sampled_from(["{}", " {}", "{} ", "{}x", '[{{"role": "user", "content": {}}}]']))
+def test_a_text_is_read_as_what_it_holds(value: list[Any], role: str, form: str) -> None:
+    """What is read quickly, with another parser, is what the general way reads; integers of any size and all."""
+    for text in (form.format(json.dumps(value)), form.format(json.dumps(value, ensure_ascii=False, separators=(",", ":")))):
+        held = as_json(text)
+        assert repr(conversation(text, role)) == repr(None if held is text else conversation(held, role))
+
+
+def fields_one_by_one(attributes: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, tuple[int, Any]] = {}
+    for key, value in attributes.items():
+        if key in FIELD_OF and value is not None:
+            name, rank = FIELD_OF[key]
+            if name not in found or rank < found[name][0]:
+                found[name] = rank, value
+    return {name: value for name, (_, value) in found.items()}
+
+
+@settings(quick, max_examples=300)
+@given(st.lists(attributes(), min_size=1, max_size=4))
+def test_spans_with_the_same_names_are_read_as_if_each_were_the_first(found: list[dict[str, Any]]) -> None:
+    """What is remembered of the names of attributes says nothing of their values: null, or of another type."""
+    for one in found:
+        for values_of in found:
+            mixed = {key: values_of.get(key) for key in one}
+            assert repr(sorted(shape_of(mixed).fields(mixed).items())) == repr(sorted(fields_one_by_one(mixed).items()))
+
+
 @quick
 @given(one_span())
 def test_any_attributes_can_be_read(span: Span) -> None:
@@ -226,3 +269,16 @@ def test_facts_are_not_changed(spans: list[Span]) -> None:
     facts = facts_of(spans)
     assert repr(shown(assemble(facts))) == repr(shown(assemble(facts)))
     assert repr(shown(assemble(facts_of(spans)))) == repr(shown(assemble(facts)))
+
+
+@settings(quick, max_examples=20)
+@given(st.lists(any_span, max_size=8))
+def test_nothing_waits_for_the_garbage_collector(spans: list[Span]) -> None:
+    """The nodes of a trace name each other; once its events are known none is left."""
+    facts = facts_of(spans)
+    gc.disable()
+    try:
+        assemble(facts)
+        assert not [one for one in gc.get_objects() if type(one) is Node]
+    finally:
+        gc.enable()
