@@ -135,9 +135,18 @@ class EventRows:
                 return data.decode()
         except orjson.JSONEncodeError:
             pass
-        if "otel" in meta:
-            meta["otel"] = rebuild.tagged_where_needed(meta["otel"], ordered=self._ordered)
-        return json_text(meta)
+        otel = meta.get("otel")
+        if not otel:
+            return json_text(meta)
+        # Only the rest is made fit: cleaning would change the spans (an integer beyond 64 bits becomes a text).
+        rest = json_fit({**meta, "otel": None})[1]
+        if type(rest) is not dict:  # too much of it
+            rest = {}
+        rest["otel"] = rebuild.tagged_where_needed(otel, ordered=self._ordered)
+        try:
+            return orjson.dumps(rest).decode()
+        except orjson.JSONEncodeError:  # nested deeper than any span that came through a door
+            return json_text(rest)
 
     def _shortened(self, run_id: str | None, value: dict[str, Any] | None, written: str | None) -> str | None:
         if value is None or run_id is None or written is None or len(written) < MIN_BYTES or "messages" not in value:
