@@ -28,7 +28,7 @@ from otel_cmb.assemble_rows import add_rows, events_inside
 from otel_cmb.assemble_stacked import unstack
 from otel_cmb.assemble_tree import Node, all_members, both_said, build, merge, sort_key, take
 from otel_cmb.event import Event, event_id
-from otel_cmb.mapper import Facts, placed, placed_by
+from otel_cmb.mapper import Facts, placed
 from otel_cmb.mapper_results import as_mapping, canonical
 from otel_cmb.mapper_tools import HANDOFF_NAME
 from otel_cmb.sums import summable
@@ -125,7 +125,7 @@ def _event(node: Node, above: Event | None, agents: dict[str, str]) -> Event:
         if facts.event is not None and facts.event[0] == key:
             return facts.event[1]  # type: ignore[no-any-return]
     span = node.facts.span
-    node_id, step_id, named_parent = placed_by(node.facts)
+    node_id, step_id, named_parent = placed(span)
     subtype, status = _state(facts, kind, facts.failed or node.exit_code not in (None, 0))
     event = Event(
         facts.id, span.trace_id, span.span_id, kind, subtype, status, span.start_ns, span.end_ns,
