@@ -8,7 +8,6 @@ that took it (`Event.spans`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from operator import itemgetter
 from typing import Any
 
 from otel_cmb.assemble_around import (
@@ -29,7 +28,7 @@ from otel_cmb.assemble_rows import add_rows, events_inside
 from otel_cmb.assemble_stacked import unstack
 from otel_cmb.assemble_tree import Node, all_members, both_said, build, merge, sort_key, take
 from otel_cmb.event import Event, event_id
-from otel_cmb.mapper import Facts, placed, placed_by
+from otel_cmb.mapper import Facts, placed
 from otel_cmb.mapper_results import as_mapping, canonical
 from otel_cmb.mapper_tools import HANDOFF_NAME
 from otel_cmb.sums import summable
@@ -59,7 +58,7 @@ def assemble(facts: Iterable[Facts], *, record: str = "agents") -> list[Event]:
     if handoffs > 1:
         heads = _once(heads, agents)
     _count_spending(heads)
-    rows: list[tuple[tuple[int, int, int, str], Event]] = []
+    rows: list[tuple[int, int, int, str, int, Event]] = []
     for node in heads:
         up = node.up
         above = None if up is None else up.event
@@ -68,14 +67,14 @@ def assemble(facts: Iterable[Facts], *, record: str = "agents") -> list[Event]:
         if above is not None and up is not None and up.start > start:
             start = up.start
         node.start = start
-        rows.append(((start, event.depth, event.started_ns, event.id), event))
+        rows.append((start, event.depth, event.started_ns, event.id, len(rows), event))
         if node.kind in (TOOL, CODE):
             for more in events_inside(node.best, node.kind, event):
-                rows.append(((start, more.depth, more.started_ns, more.id), more))  # noqa: PERF401 - mostly none
+                rows.append((start, more.depth, more.started_ns, more.id, len(rows), more))
     for node in nodes:  # no cycle is left: what pass 2 needed goes at once, not when the garbage is collected
         node.parent = node.up = node.into = node.after = node.near = None
-    rows.sort(key=itemgetter(0))
-    return [event for _, event in rows]
+    rows.sort()
+    return [row[-1] for row in rows]
 
 
 def _once(heads: list[Node], agents: dict[str, str]) -> list[Node]:
@@ -126,7 +125,7 @@ def _event(node: Node, above: Event | None, agents: dict[str, str]) -> Event:
         if facts.event is not None and facts.event[0] == key:
             return facts.event[1]  # type: ignore[no-any-return]
     span = node.facts.span
-    node_id, step_id, named_parent = placed_by(node.facts)
+    node_id, step_id, named_parent = placed(span)
     subtype, status = _state(facts, kind, facts.failed or node.exit_code not in (None, 0))
     event = Event(
         facts.id, span.trace_id, span.span_id, kind, subtype, status, span.start_ns, span.end_ns,

@@ -12,7 +12,7 @@ from typing import Any
 
 from otel_cmb.config import CODE_TOOLS
 from otel_cmb.event import STATUS_ERROR, Span, event_id
-from otel_cmb.mapper_facts import Facts, from_skeleton, is_event, named, named_run, placed, placed_by, skeleton
+from otel_cmb.mapper_facts import Facts, from_skeleton, is_event, named, named_run, placed, skeleton
 from otel_cmb.mapper_results import as_mapping, error_result, whole
 from otel_cmb.mapper_shape import Shape, shape_of
 from otel_cmb.mapper_tools import read_tool
@@ -28,7 +28,7 @@ from otel_cmb.vocabulary.base import (
     TOOL,
 )
 
-__all__ = ["Facts", "from_skeleton", "is_event", "named", "named_run", "placed", "placed_by", "read", "skeleton"]
+__all__ = ["Facts", "from_skeleton", "is_event", "named", "named_run", "placed", "read", "skeleton"]
 
 
 def read(

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from otel_cmb.event import STATUS_ERROR, Link, Span, Stamp
-from otel_cmb.mapper_shape import NO_SHAPE, PLACES, Shape
+from otel_cmb.mapper_shape import NO_SHAPE, Shape
 from otel_cmb.vocabulary.base import NEVER, PLAIN
 
-__all__ = ["Facts", "from_skeleton", "is_event", "named", "named_run", "placed", "placed_by", "skeleton"]
+__all__ = ["Facts", "from_skeleton", "is_event", "named", "named_run", "placed", "skeleton"]
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ def named_run(span: Span) -> str | None:
 def placed(span: Span) -> tuple[str | None, str | None, str | None]:
     """Node, step and parent event of :func:`named`."""
     stamp = span.stamp
-    if PLACES.isdisjoint(span.attributes) and PLACES.isdisjoint(span.resource.attributes):
+    if not (_names_a_place(span.attributes) or _names_a_place(span.resource.attributes)):
         return stamp.node_id or None, stamp.step_id or None, stamp.parent_event_id or None
     return (
         _said(span, "cmb.node.id", stamp.node_id),
@@ -95,13 +95,8 @@ def placed(span: Span) -> tuple[str | None, str | None, str | None]:
     )
 
 
-def placed_by(facts: Facts) -> tuple[str | None, str | None, str | None]:
-    """:func:`placed` of the span of these facts."""
-    span = facts.span
-    if facts.shape.placed or not PLACES.isdisjoint(span.resource.attributes):
-        return placed(span)
-    stamp = span.stamp
-    return stamp.node_id or None, stamp.step_id or None, stamp.parent_event_id or None
+def _names_a_place(attributes: Mapping[str, Any]) -> bool:
+    return "cmb.node.id" in attributes or "cmb.step.id" in attributes or "cmb.parent_event_id" in attributes
 
 
 def skeleton(facts: Facts) -> dict[str, Any]:

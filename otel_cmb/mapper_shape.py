@@ -13,7 +13,7 @@ from typing import Any
 
 from otel_cmb.vocabulary import DISCRIMINATORS, FIELD_OF, PRESENT
 
-__all__ = ["META_FIELDS", "NO_SHAPE", "PLACES", "Shape", "shape_of"]
+__all__ = ["META_FIELDS", "NO_SHAPE", "Shape", "shape_of"]
 
 MOST_NAMES = 48
 """Of spans with more names only those that mean something are compared: messages spread over keys make all of them
@@ -26,7 +26,6 @@ META_FIELDS = (
 )  # fmt: skip
 """(field, key of `meta`) of the fields that stand in `meta` as they are, in its order."""
 _SPENDING = frozenset(("tokens_in", "tokens_out", "tokens_total", "usage", "cost", "costs", "replies"))
-PLACES = frozenset(("cmb.node.id", "cmb.step.id", "cmb.parent_event_id"))
 _FAILURES = frozenset(("error_type", "error_message", "task_status", "level"))
 
 
@@ -48,8 +47,6 @@ class Shape:
     """Whether there is a field that can say that the act failed."""
     may_spend: bool
     """Whether there is a field that can say what the act spent."""
-    placed: bool
-    """Whether it may name its node, its step or its parent event."""
     meta: tuple[tuple[str, str], ...]
     """Those of `META_FIELDS` it may have."""
 
@@ -82,7 +79,7 @@ def _known(names: Iterable[str]) -> Shape:
 
 
 _shape = lru_cache(maxsize=256)(_known)
-_KNOWN = frozenset((*FIELD_OF, *(key for key, _ in DISCRIMINATORS), *PRESENT, *PLACES))
+_KNOWN = frozenset((*FIELD_OF, *(key for key, _ in DISCRIMINATORS), *PRESENT))
 
 
 @lru_cache(maxsize=256)
@@ -100,7 +97,7 @@ def _make(known: tuple[str, ...]) -> Shape:
         dict.fromkeys(ranked),
         tuple((key, kinds) for key, kinds in DISCRIMINATORS if key in known),
         next((kind for key, kind in PRESENT.items() if key in known), None),
-        not _FAILURES.isdisjoint(ranked), not _SPENDING.isdisjoint(ranked), not PLACES.isdisjoint(known),
+        not _FAILURES.isdisjoint(ranked), not _SPENDING.isdisjoint(ranked),
         tuple(pair for pair in META_FIELDS if pair[0] in ranked),
     )  # fmt: skip
 
