@@ -23,7 +23,7 @@ from otel_cmb.dialects import in_list, insert_sql, list_param, mark, qualified, 
 from otel_cmb.event import Event, Span, event_id, trace_id_range
 from otel_cmb.history import whole
 from otel_cmb.search_index import IndexWriter
-from otel_cmb.traces import Trace
+from otel_cmb.traces import Trace, further_spans
 from otel_cmb.values import as_dict
 
 __all__ = ["Known"]
@@ -183,10 +183,10 @@ class Known:
         drop: list[str] = []
         stored: list[Span] = []
         for trace, after in changes:
-            merged = {(span.span_id, span.start_ns) for event in after.values() for span in event.spans[1:]}
+            merged = further_spans(after.values())
             for id_ in trace.touched:
                 facts = trace.facts[id_]
-                if id_ in after or (facts.span.span_id, facts.span.start_ns) in merged:
+                if id_ in after or (merged and (facts.span.span_id, facts.span.start_ns) in merged):
                     stored.append(facts.span)
                     if id_ in trace.skeletons:
                         drop.append(id_)
@@ -226,8 +226,9 @@ class Known:
     def _sign(self, connection: Connection, traces: Sequence[Trace], writer: str) -> None:
         rows = []
         for trace in traces:
-            start = min(facts.span.start_ns for facts in trace.facts.values())
-            end = max(facts.span.end_ns or facts.span.start_ns for facts in trace.facts.values())
+            spans = [facts.span for facts in trace.facts.values()]
+            start = min([span.start_ns for span in spans])
+            end = max([span.end_ns or span.start_ns for span in spans])
             signature = (start, end)
             if trace.marker == writer and trace.signed == signature:
                 continue

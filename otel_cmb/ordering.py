@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import count
 
 from otel_cmb.traces import Change
 
@@ -18,13 +19,14 @@ def number(changes: Sequence[Change], next_order: Callable[[str], int]) -> dict[
     number of a run.
     """
     numbers: dict[str, int] = {}
-    fresh: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+    fresh: dict[str, list[tuple[int, int, int, str]]] = defaultdict(list)
     for c, change in enumerate(changes):
-        latest = 0
-        for position, event in enumerate(change.after.values()):
-            latest = max(latest, event.started_ns)
-            if event.id not in change.trace.orders and event.run_id is not None:
-                fresh[event.run_id].append((latest, c, position))
+        latest, orders = 0, change.trace.orders
+        for position, (id_, event) in enumerate(change.after.items()):
+            started = event.started_ns
+            latest = started if started > latest else latest
+            if id_ not in orders and event.run_id is not None:
+                fresh[event.run_id].append((latest, c, position, id_))
     held: dict[tuple[int, str], list[int]] = defaultdict(list)
     for c, change in enumerate(changes):
         for id_, order in change.trace.orders.items():
@@ -36,8 +38,12 @@ def number(changes: Sequence[Change], next_order: Callable[[str], int]) -> dict[
             c: len(held[c, run_id]) - sum(
                 1 for id_, event in change.after.items() if event.run_id == run_id and id_ in change.trace.orders)
             for c, change in enumerate(changes) if held.get((c, run_id))}
+        waiting.sort()
         following: int | None = None
-        for _, c, _ in sorted(waiting):
+        if not free:  # none of its traces has a row yet: nothing to permute
+            numbers.update(zip([id_ for _, _, _, id_ in waiting], count(next_order(run_id))))
+            continue
+        for _, c, _, _ in waiting:
             if free.get(c, 0) > 0:
                 free[c] -= 1
                 continue

@@ -18,14 +18,8 @@ from otel_cmb.workflow import RunRow, Workflow
 __all__ = ["Names", "Place", "Placing", "missing_run", "names_of"]
 
 
-class Names(NamedTuple):
-    """What a span and its door say it belongs to: see :func:`otel_cmb.mapper.named`."""
-
-    run_id: str | None
-    session_id: str | None
-    node_id: str | None
-    step_id: str | None
-    parent_event_id: str | None
+Names = tuple["str | None", "str | None", "str | None", "str | None", "str | None"]
+"""What a span and its door say it belongs to, see :func:`otel_cmb.mapper.named`: run, session, node, step, parent event."""
 
 
 class Place(NamedTuple):
@@ -81,7 +75,7 @@ class Placing:
         run_id: str | None
         for item in items:
             if item.span is not None:
-                run_id = named[item.seq].run_id or item.span.stamp.automatic_run_id or _run_of_trace(item.span)
+                run_id = named[item.seq][0] or item.span.stamp.automatic_run_id or _run_of_trace(item.span)
             elif item.command is not None:
                 run_id = item.command.get("run") or item.command.get("automatic")
                 if item.command["do"] in ("run_start", "run_end"):
@@ -96,7 +90,7 @@ class Placing:
         """The run of every span, found, checked or made; items without one get their outcome here. A trace's own run is only
         planned: :meth:`make` makes it."""
         self._planned.clear()
-        runs: dict[int, str | None] = {item.seq: named[item.seq].run_id for item in items}
+        runs: dict[int, str | None] = {item.seq: named[item.seq][0] for item in items}
         if None in runs.values():
             self._name_by_trace(connection, items, runs)
         found = self._workflow.find_runs(connection, {run_id for run_id in runs.values() if run_id})
@@ -106,20 +100,22 @@ class Placing:
             if item.outcome is not None:
                 continue
             assert item.span is not None
-            names, run_id, bound = named[item.seq], runs[item.seq], item.span.stamp.bound_session_id
+            _, session_id, node_id, step_id, parent_id = named[item.seq]
+            run_id, bound = runs[item.seq], item.span.stamp.bound_session_id
             run = found.get(run_id or "")
             if run is None:
-                run = self._missing_run(connection, item, run_id, names.session_id)
+                run = self._missing_run(connection, item, run_id, session_id)
                 if run is None:
                     continue
                 found[run.id] = run
-            if (bound is not None and bound != run.session_id) or (names.session_id and names.session_id != run.session_id):
-                item.outcome = _session_refusal(bound, names.session_id, run)
+            if (bound is not None and bound != run.session_id) or (session_id and session_id != run.session_id):
+                item.outcome = _session_refusal(bound, session_id, run)
                 continue
-            key = run_id, names.node_id, names.step_id, names.parent_event_id, bound
+            key = run_id, bound, node_id, step_id, parent_id
             place = alike.get(key)
             if place is None:
-                place = alike[key] = Place(run, Stamp(run.id, None, *key[1:4], bound_session_id=bound))
+                stamp = Stamp(run.id, None, node_id, step_id, parent_id, bound_session_id=bound)
+                place = alike[key] = Place(run, stamp)
             places[item.seq] = place
         return places
 
@@ -251,13 +247,12 @@ def names_of(items: Iterable[Item]) -> dict[int, Names]:
             and "cmb.node.id" not in attributes and "cmb.step.id" not in attributes
             and "cmb.parent_event_id" not in attributes
         ):
-            found[item.seq] = Names(
+            found[item.seq] = (
                 stamp.door_run_id or run_id or stamp.run_id or None, stamp.session_id or None, stamp.node_id or None,
                 stamp.step_id or None, stamp.parent_event_id or None)
         else:
             named = mapper.named(span)
-            found[item.seq] = Names(
-                named.run_id, named.session_id, named.node_id, named.step_id, named.parent_event_id)
+            found[item.seq] = named.run_id, named.session_id, named.node_id, named.step_id, named.parent_event_id
     return found
 
 

@@ -62,7 +62,7 @@ from otel_cmb.ordering import lifted, number
 from otel_cmb.placing import Place, Placing, names_of
 from otel_cmb.rows import EventRows, Placement, side_rows
 from otel_cmb.sanitize import clean_text
-from otel_cmb.traces import CONFLICT, DUPLICATE, Change, Trace, TraceCache
+from otel_cmb.traces import CONFLICT, DUPLICATE, Change, Trace, TraceCache, further_spans
 from otel_cmb.workflow import RunRow, Workflow
 
 __all__ = ["Item", "Outcome", "Store"]
@@ -80,7 +80,8 @@ class Store:
         self._writer = secrets.token_hex(8)
         self._cache = TraceCache()
         self._interner = rebuild.Interner()
-        self._enriched: set[tuple[str, str]] = set()
+        self._enriched: dict[str, tuple[str, ...]] = {}
+        """What runs were told: agent, model, or both."""
         self._remembering = False
         """Something was learnt from the database that somebody may have deleted since."""
 
@@ -248,16 +249,16 @@ class Store:
                 continue
             place = places[item.seq]
             item.span.stamp = place.stamp
-            admission = trace.admit(
+            verdict, id_ = trace.admit(
                 item.span, code_tools=settings.code_tools, record=settings.record, capture=settings.capture)
-            if admission.verdict == CONFLICT:
+            if verdict == CONFLICT:
                 item.outcome = Outcome(
                     PARKED, ID_CONFLICT, "a span with the same ids belongs to another run", place.run.id)
-            elif admission.verdict == DUPLICATE:
-                known = trace.facts[admission.id].span
+            elif verdict == DUPLICATE:
+                known = trace.facts[id_].span
                 item.outcome = Outcome(MERGED, ENDED if known.end_ns is not None else "")
             else:
-                admitted.append((item, admission.id))
+                admitted.append((item, id_))
         for item in items:
             if item.content is not None:  # after the spans: the one it belongs to may be in this very batch
                 if self._foreign(connection, trace, item.content):
@@ -267,7 +268,7 @@ class Store:
                     item.content, code_tools=settings.code_tools, record=settings.record, capture=settings.capture)
                 item.outcome = Outcome(COMMITTED) if joined else Outcome(PARKED, NO_SPAN, "its span has not come yet")
         after = trace.assembled(settings.record) if trace.dirty else before
-        survivors = {(span.span_id, span.start_ns) for event in after.values() for span in event.spans[1:]}
+        survivors = further_spans(after.values())
         for item, id_ in admitted:
             assert item.span is not None
             if id_ in after:
@@ -418,16 +419,22 @@ class Store:
         """Runs that did not know their agent or model learn them; a receiver's runs end with their trace's root."""
         ended: set[str] = set()
         for change in changes:
-            for event in (event for event in change.after.values() if event is not change.before.get(event.id)):
+            for event in change.after.values():
+                run_id = event.run_id
+                if not run_id or event is change.before.get(event.id):
+                    continue
+                known = self._enriched.get(run_id, ())
+                if len(known) == 2:
+                    continue
                 # The agent that thinks, or one that has answered: a group's manager starts first and does neither.
                 acts = event.event_type == "llm_call" or (
                     event.event_type == "agent_call" and event.event_subtype != "message" and event.completed_ns is not None)
                 for column, value in (("agent", event.agent_name if acts else None), ("model", event.meta.get("model"))):
-                    if value and event.run_id and (event.run_id, column) not in self._enriched:
+                    if value and column not in known:
                         if len(self._enriched) > 10_000:
                             self._enriched.clear()
-                        self._enriched.add((event.run_id, column))
-                        self._workflow.enrich_run(connection, event.run_id, column, str(value))
+                        known = self._enriched[run_id] = (*known, column)
+                        self._workflow.enrich_run(connection, run_id, column, str(value))
             if self._placing.per_trace and change.after:
                 for facts in change.trace.facts.values():
                     span, run_id = facts.span, facts.span.stamp.run_id

@@ -7,7 +7,7 @@ trace's earlier spans are needed. They come from memory while nobody else wrote 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from otel_cmb import mapper
@@ -15,17 +15,9 @@ from otel_cmb.assemble import assemble
 from otel_cmb.event import Event, Span, event_id
 from otel_cmb.mapper import Facts
 
-__all__ = ["Admission", "Change", "Trace", "TraceCache"]
+__all__ = ["Change", "Trace", "TraceCache", "further_spans"]
 
 NEW, COMPLETED, DUPLICATE, CONFLICT = "new", "completed", "duplicate", "conflict"
-
-
-@dataclass(slots=True)
-class Admission:
-    """What became of a span offered to its trace."""
-
-    verdict: str
-    id: str = ""
 
 
 @dataclass(slots=True)
@@ -35,7 +27,7 @@ class Trace:
     trace_id: str
     facts: dict[str, Facts] = field(default_factory=dict)
     """By event id (also of spans that have no row of their own)."""
-    by_span: dict[str, list[str]] = field(default_factory=dict)
+    by_span: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Span id to event ids: more than one where the ids were reused."""
     events: dict[str, Event] = field(default_factory=dict)
     """As stored, by event id, in the order of `assemble`."""
@@ -55,30 +47,37 @@ class Trace:
     def know(self, id: str, facts: Facts) -> None:  # noqa: A002
         self.facts[id] = facts
         self.touched.add(id)
-        ids = self.by_span.setdefault(facts.span.span_id, [])
+        span_id = facts.span.span_id
+        ids = self.by_span.get(span_id, ())
         if id not in ids:
-            ids.append(id)
+            self.by_span[span_id] = (*ids, id)
 
-    def admit(self, span: Span, *, code_tools: Collection[str], record: str, capture: Collection[str]) -> Admission:
-        """Take a span in, whatever came before it: start after end, twice, with ids used before."""
+    def admit(
+        self, span: Span, *, code_tools: Collection[str], record: str, capture: Collection[str],
+    ) -> tuple[str, str]:
+        """Take a span in, whatever came before it: start after end, twice, with ids used before. What became of it, and the
+        event id."""
         ids = self.by_span.get(span.span_id, ())
+        verdict, start_ns = NEW, None
         for known_id in ids:
             known = self.facts[known_id].span
             if known.start_ns != span.start_ns:
                 continue
             if known.stamp.run_id != span.stamp.run_id:
-                return Admission(CONFLICT, known_id)
+                return CONFLICT, known_id
             if _rank(span) <= _rank(known):
-                return Admission(DUPLICATE, known_id)
-            self.know(known_id, mapper.read(span, id=known_id, code_tools=code_tools, record=record, capture=capture))
-            self.dirty = True
-            return Admission(COMPLETED, known_id)
-        if ids and self.facts[ids[0]].span.stamp.run_id != span.stamp.run_id:
-            return Admission(CONFLICT, ids[0])
-        new_id = event_id(span.trace_id, span.span_id, span.start_ns if ids else None)
-        self.know(new_id, mapper.read(span, id=new_id, code_tools=code_tools, record=record, capture=capture))
+                return DUPLICATE, known_id
+            verdict, id_ = COMPLETED, known_id
+            break
+        else:
+            if ids:
+                if self.facts[ids[0]].span.stamp.run_id != span.stamp.run_id:
+                    return CONFLICT, ids[0]
+                start_ns = span.start_ns
+            id_ = event_id(span.trace_id, span.span_id, start_ns)
+        self.know(id_, mapper.read(span, id=id_, code_tools=code_tools, record=record, capture=capture))
         self.dirty = True
-        return Admission(NEW, new_id)
+        return verdict, id_
 
     def join(self, content: Span, *, code_tools: Collection[str], record: str, capture: Collection[str]) -> bool:
         """Give a span attributes it lacks, from log records; False when it has not ended yet: its end would replace it."""
@@ -112,6 +111,12 @@ class Trace:
                 if parent in self.unread and parent not in events:
                     event.parent_event_id, event.parent_known = parent, False  # looked up like one of another trace
         return events
+
+
+def further_spans(events: Iterable[Event]) -> set[tuple[str, int]]:
+    """Span ids and starts of the spans that were merged into the events of others. Mostly none."""
+    many = [event for event in events if len(event.spans) > 1]
+    return {(span.span_id, span.start_ns) for event in many for span in event.spans[1:]}
 
 
 def _rank(span: Span) -> int:

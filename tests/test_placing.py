@@ -1,4 +1,4 @@
-"""What spans say of the run, node and step they belong to."""
+"""What spans say of the run, node and step they belong to, and the numbers their events get."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otel_cmb import mapper
-from otel_cmb.event import Resource, Span, Stamp
+from otel_cmb.event import Event, Resource, Span, Stamp
 from otel_cmb.items import Item
+from otel_cmb.ordering import number
 from otel_cmb.placing import names_of
+from otel_cmb.traces import Change, Trace
 
 KEYS = ("cmb.run.id", "cmb.session.id", "cmb.node.id", "cmb.step.id", "cmb.parent_event_id", "other")
 values = st.sampled_from(["", "a", "b", None, 0, 1, True, False, 1.0, float("nan"), ["a"], {"a": 1}, b"a"])
@@ -37,3 +39,55 @@ def test_the_names_of_many_spans_are_those_of_each(
         named = mapper.named(item.span)
         assert found[item.seq] == (named.run_id, named.session_id, named.node_id, named.step_id, named.parent_event_id)
         assert all(name is None or type(name) is str for name in found[item.seq])
+
+
+def _number_one_by_one(changes: list[Change], following: dict[str, int]) -> dict[str, int]:
+    """What DESIGN section 4 says, event by event."""
+    held: dict[tuple[int, str], list[int]] = {}
+    new = []
+    for c, change in enumerate(changes):
+        latest = 0
+        for position, event in enumerate(change.after.values()):
+            latest = max(latest, event.started_ns)
+            if event.id not in change.trace.orders:
+                new.append((latest, c, position, str(event.run_id)))
+        for id_, order in change.trace.orders.items():
+            holder = change.after.get(id_) or change.before[id_]
+            held.setdefault((c, str(holder.run_id)), []).append(order)
+    taken = {(c, run): sum(event.run_id == run and id_ in changes[c].trace.orders for id_, event in changes[c].after.items())
+             for c, run in held}
+    for _, c, _, run in sorted(new):
+        mine = held.setdefault((c, run), [])
+        if taken.setdefault((c, run), 0) >= len(mine):
+            mine.append(following[run])
+            following[run] += 1
+        taken[c, run] += 1
+    found: dict[str, int] = {}
+    for (c, run), orders in held.items():
+        ids = [id_ for id_, event in changes[c].after.items() if event.run_id == run]
+        found.update(zip(ids, sorted(orders), strict=False))
+    return found
+
+
+stored = st.sampled_from(["new", "kept", "gone"])
+events = st.lists(st.tuples(stored, st.sampled_from("ab"), st.integers(0, 5)), max_size=6)
+
+
+@given(st.lists(events, max_size=4), st.randoms(use_true_random=False))
+@settings(max_examples=300, deadline=None)
+def test_new_rows_take_the_next_numbers_and_a_trace_permutes_its_own(
+    traces: list[list[tuple[str, str, int]]], chance: Any,
+) -> None:
+    free = {run: list(range(1, 30)) for run in "ab"}
+    changes = []
+    for t, made in enumerate(traces):
+        change = Change(Trace(f"{t:032x}"), {}, {})
+        for n, (state, run, start) in enumerate(made):
+            event = Event(f"{t}-{n}", change.trace.trace_id, f"{n:016x}", "llm_call", None, "completed", start, start, run_id=run)
+            if state != "new":
+                change.before[event.id] = event
+                change.trace.orders[event.id] = free[run].pop(chance.randrange(len(free[run])))
+            if state != "gone":
+                change.after[event.id] = event
+        changes.append(change)
+    assert number(changes, lambda run: {"a": 100, "b": 200}[run]) == _number_one_by_one(changes, {"a": 100, "b": 200})
