@@ -339,7 +339,7 @@ class Store:
                 id_, held = event.id, change.trace.orders.get(event.id)
                 old = change.before.get(id_)
                 order = orders[id_]
-                if held is not None and order == held and old is not None and old == event:
+                if held is not None and order == held and old is not None and (old is event or old == event):
                     continue
                 place = self._placement(connection, event, order, event.depth + lift.get(id_, 0), outside.parents)
                 if held is None:
