@@ -124,7 +124,9 @@ def strip_content(span: Span, capture: Iterable[str], event_type: str | None = N
 
 def keeps_all(capture: tuple[str, ...]) -> bool:
     """Whether :func:`strip_content` takes nothing away, whatever the span is."""
-    return _cached(capture, _variable.get() or "").keeps_all
+    if (variable := _variable.get()) is None:
+        return "all" in capture
+    return _cached(capture, variable).keeps_all
 
 
 @lru_cache(maxsize=64)

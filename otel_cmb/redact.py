@@ -270,8 +270,7 @@ class Redactor:
         if "=" in lowered:
             lowered = lowered.replace("=", ":")
         # beyond ASCII a regular expression that ignores case takes more letters for an `s` or `k` than lower() makes one
-        if text.isascii() and lowered.count(":") * _APART < len(lowered):
-            pieces = lowered.split(":")
+        if text.isascii() and len(pieces := lowered.split(":")) * _APART < len(lowered):
             if self._last.isdisjoint([piece.rstrip(_BETWEEN)[-3:] for piece in pieces]):
                 return False
             return any(piece.rstrip(_BETWEEN).endswith(self._ends) for piece in pieces[:-1])
