@@ -133,6 +133,8 @@ _BETWEEN = " \t\n\r\f\v\x1c\x1d\x1e\x1f\"'\\"
 """What may stand between a name and its `:` or `=`: all ASCII that `\\s` matches, quotes, backslashes."""
 _APART = 24
 """Characters for each `:` from which on looking before it is cheaper than looking for every needle in the text."""
+_SPLIT = 65_536
+"""Longest text that is split at its colons: the pieces of a longer one take memory."""
 _SHORT = 64
 _LONG = 4096
 _AFTER = 4300
@@ -270,7 +272,8 @@ class Redactor:
         if "=" in lowered:
             lowered = lowered.replace("=", ":")
         # beyond ASCII a regular expression that ignores case takes more letters for an `s` or `k` than lower() makes one
-        if text.isascii() and len(pieces := lowered.split(":")) * _APART < len(lowered):
+        size = len(lowered)
+        if size <= _SPLIT and text.isascii() and len(pieces := lowered.split(":", size // _APART)) * _APART < size:
             if self._last.isdisjoint([piece.rstrip(_BETWEEN)[-3:] for piece in pieces]):
                 return False
             return any(piece.rstrip(_BETWEEN).endswith(self._ends) for piece in pieces[:-1])
