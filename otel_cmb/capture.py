@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from otel_cmb.environment import Variable
 from otel_cmb.event import Span
 
-__all__ = ["CONTENT_KEYS", "CONTENT_PREFIXES", "ENVIRONMENT", "Capture", "strip_content"]
+__all__ = ["CONTENT_KEYS", "CONTENT_PREFIXES", "ENVIRONMENT", "Capture", "keeps_all", "strip_content"]
 
 ENVIRONMENT = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+_variable = Variable(ENVIRONMENT)
 
 CONTENT_KEYS = frozenset({
     # cmb.*
@@ -91,10 +93,15 @@ class Capture:
         events = value in {"", "true", "1", "span_and_event", "event_only"}
         return cls(types, attributes, events)
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing is taken away."""
+        return self.types is None and self.attributes and self.events
+
     def strip(self, span: Span, event_type: str | None = None) -> int:
         """Take away the content that is not kept; returns how many attributes went. `event_type` is guessed from the
         span when it is not given; of a span whose type nobody knows nothing is kept unless all is."""
-        if self.types is None and self.attributes and self.events:
+        if self.keeps_all:
             return 0
         kept = self.types is None or (event_type or _type_of(span.attributes)) in self.types
         removed = 0
@@ -112,7 +119,14 @@ class Capture:
 
 def strip_content(span: Span, capture: Iterable[str], event_type: str | None = None) -> int:
     """:meth:`Capture.strip` for a setting as it is, with the environment as it is now."""
-    return _cached(tuple(capture), os.environ.get(ENVIRONMENT, "")).strip(span, event_type)
+    return _cached(tuple(capture), _variable.get() or "").strip(span, event_type)
+
+
+def keeps_all(capture: tuple[str, ...]) -> bool:
+    """Whether :func:`strip_content` takes nothing away, whatever the span is."""
+    if (variable := _variable.get()) is None:
+        return "all" in capture
+    return _cached(capture, variable).keeps_all
 
 
 @lru_cache(maxsize=64)

@@ -25,6 +25,7 @@ from opentelemetry.trace import Status, StatusCode
 
 from otel_cmb import clock
 from otel_cmb._version import __version__
+from otel_cmb.environment import Variable
 from otel_cmb.event import Stamp
 from otel_cmb.sanitize import clean_text
 
@@ -36,6 +37,7 @@ EVENT_TYPE, NO_EVENT = "cmb.event.type", "none"
 
 ENVIRONMENT = {RUN_ID: "OTEL_CMB_RUN_ID", SESSION_ID: "OTEL_CMB_SESSION_ID",
                NODE_ID: "OTEL_CMB_NODE_ID", STEP_ID: "OTEL_CMB_STEP_ID"}
+_run_variable = Variable(ENVIRONMENT[RUN_ID])
 
 H = TypeVar("H")
 
@@ -80,7 +82,7 @@ def current() -> Stamp:
 
 def with_environment(stamp: Stamp) -> Stamp:
     """Fill what nobody said from the environment. A node or step of the environment's run goes with that run only."""
-    run_id = os.environ.get(ENVIRONMENT[RUN_ID])
+    run_id = _run_variable.get()
     if not run_id or stamp.run_id not in (None, run_id):
         return stamp
     stamp.run_id = run_id

@@ -9,15 +9,19 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from otel_cmb.capture import strip_content
+import orjson
+
+from otel_cmb import journal_spans
+from otel_cmb.capture import keeps_all, strip_content
 from otel_cmb.config import Settings
 from otel_cmb.errors import ConfigurationError, JournalError
-from otel_cmb.event import Span
+from otel_cmb.event import Resource, Scope, Span
 from otel_cmb.journal import Journal, JournalFullError
 from otel_cmb.journal_records import END, Record
 from otel_cmb.ledger import Ledger
 from otel_cmb.redact import Redactor
 from otel_cmb.sanitize import UNCUT, clean, clean_span
+from otel_cmb.shapes import Shapes
 from otel_cmb.standby import Standby
 from otel_cmb.state_paths import state_directory
 from otel_cmb.trouble import Trouble
@@ -54,6 +58,8 @@ class Intake:
         self._most_fresh = FRESH_OF_SERVER if per_trace_runs else FRESH
         self._pid = os.getpid()
         self._redactor = Redactor() if settings.redact else None
+        self._shapes = Shapes(self._redactor, settings.max_value_bytes)
+        self._shared: dict[tuple[int, int], tuple[Resource, Scope, Resource, Scope]] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -111,18 +117,44 @@ class Intake:
         """Secrets replaced so far."""
         return 0 if self._redactor is None else self._redactor.replaced
 
-    def prepared(self, span: Span) -> Span:
-        """Redacted, reduced to what may be captured, cleaned and cut: before anything touches the disk."""
-        clean_span(span, max_value_bytes=self._settings.max_value_bytes if self._redactor is None else UNCUT)
+    def body(self, kind: bytes, span: Span) -> bytes:
+        """The record of a span. The span itself is redacted, reduced to what may be captured, cleaned and cut: before
+        anything touches the disk."""
+        stamp = span.stamp
+        if stamp.automatic_run_id is None and not self._per_trace_runs:
+            stamp.automatic_run_id = self.run_id
+        full = self.fuller_than(NO_CONTENT_ABOVE)
+        if not full and keeps_all(self._settings.capture) and self._shapes.plain(span):
+            self._share(span)
+            try:
+                return kind + journal_spans.encode_plain(span)
+            except orjson.JSONEncodeError:
+                pass
+        self._clean(span)
+        if full:
+            strip_content(span, ("none",))
+        return kind + journal_spans.encode(span)
+
+    def _clean(self, span: Span) -> None:
+        limit = self._settings.max_value_bytes
+        clean_span(span, max_value_bytes=limit if self._redactor is None else UNCUT)
         strip_content(span, self._settings.capture)
         if self._redactor is not None:
             self._redactor.span(span)
-            clean_span(span, max_value_bytes=self._settings.max_value_bytes)
-        if span.stamp.automatic_run_id is None and not self._per_trace_runs:
-            span.stamp.automatic_run_id = self.run_id
-        if self.fuller_than(NO_CONTENT_ABOVE):
-            strip_content(span, ("none",))
-        return span
+            clean_span(span, max_value_bytes=limit)
+
+    def _share(self, span: Span) -> None:
+        """Resource and scope of a plain span: a process has a handful, each is cleaned and redacted once."""
+        key = (id(span.resource), id(span.scope))
+        known = self._shared.get(key)
+        if known is None:
+            carrier = Span("", "", "", 0, resource=span.resource, scope=span.scope)
+            self._clean(carrier)
+            if len(self._shared) >= 256:
+                self._shared.clear()
+            # with the objects themselves, so that their ids cannot be reused
+            known = self._shared[key] = (span.resource, span.scope, carrier.resource, carrier.scope)
+        span.resource, span.scope = known[2], known[3]
 
     def prepared_command(self, command: Mapping[str, Any]) -> dict[str, Any]:
         """The same for a row of `run()`, `node()` or `step()`."""
@@ -141,7 +173,7 @@ class Intake:
         `spans`: what the bodies are of, if nobody changes them any more.
         """
         with self.lock:
-            if self.appending:
+            if self._appending_in is not None:
                 self._deferred.append(bodies)
                 return 0
             self._appending_in = threading.get_ident()
@@ -172,11 +204,13 @@ class Intake:
             self._appending_in = threading.get_ident()  # one came between the last look and the mark
 
     def _remember(self, last: int, spans: Sequence[Span]) -> None:
-        if len(self._fresh) + len(spans) > self._most_fresh:
-            if next(iter(self._fresh), last) > self._ledger.done_seq:
+        fresh = self._fresh
+        if len(fresh) + len(spans) > self._most_fresh:
+            if next(iter(fresh), last) > self._ledger.done_seq:
                 return
-            self._fresh.clear()  # somebody else wrote them
-        self._fresh.update(zip(range(last - len(spans) + 1, last + 1), spans, strict=True))
+            fresh.clear()  # somebody else wrote them
+        for seq, span in enumerate(spans, last - len(spans) + 1):
+            fresh[seq] = span
 
     def take_fresh(self, records: Sequence[Record]) -> dict[int, Span]:
         """Spans of the records that are in memory, by number, once: who tries again reads the record."""

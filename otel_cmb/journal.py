@@ -133,19 +133,20 @@ class Journal:
         Raises :class:`JournalError` when they cannot be written (disk full, read-only), :class:`JournalFullError` at the
         size cap; then none of them is in the journal.
         """
-        with self._log.lock:
+        log = self._log
+        with log.lock:
             try:
-                if self._log.begun:
-                    self._log.roll_if_full()
+                if log.begun:
+                    log.roll_if_full()
                 else:
                     self._open()
-                data = self._log.packed(bodies)
-                if self.size + len(data) > self.max_bytes:
+                data = log.packed(bodies)
+                if log.size + self._state.size + len(data) > self.max_bytes:
                     raise JournalFullError(
                         f"the journal in {self.path} has reached its cap of {self.max_bytes} bytes "
                         "(OTEL_EXPORTER_CMB_JOURNAL_MAX_BYTES)"
                     )
-                return self._log.write(data, len(bodies))
+                return log.write(data, len(bodies))
             except OSError as error:
                 raise JournalError(
                     f"the journal in {self.path or self._directory} cannot be written: {error.strerror or error}; "

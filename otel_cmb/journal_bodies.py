@@ -13,25 +13,15 @@ from otel_cmb.event import Span
 from otel_cmb.items import Item
 from otel_cmb.journal_records import COMMAND, CONTENT, END, START, Record
 
-__all__ = ["UNREADABLE", "Batch", "command_body", "content_body", "decode", "end_body", "item_of", "start_body"]
+__all__ = ["UNREADABLE", "Batch", "command_body", "decode", "item_of", "start_body"]
 
 UNREADABLE = (ValueError, KeyError, TypeError, IndexError)
 """What :func:`item_of` raises for a body nobody can read."""
 
 
-def end_body(span: Span) -> bytes:
-    """A span that ended."""
-    return END + journal_spans.encode(span)
-
-
 def start_body(span: Span) -> bytes:
     """A span that is running, or that died with its process."""
     return START + journal_spans.encode(span)
-
-
-def content_body(carrier: Span) -> bytes:
-    """Attributes from log records, to be joined to the span that the carrier names."""
-    return CONTENT + journal_spans.encode(carrier)
 
 
 def command_body(command: dict[str, Any]) -> bytes:

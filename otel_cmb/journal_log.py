@@ -22,9 +22,13 @@ __all__ = ["Log"]
 
 MAGIC = b"\xc5CMB"
 HEADER = struct.Struct("<4sQII")
+_header, _crc32 = HEADER.pack, zlib.crc32
 SEGMENT_BYTES = 8 * 1024 * 1024
 MAX_RECORD = 256 * 1024 * 1024
 READ_BYTES = 8 * 1024 * 1024
+UNSYNCED = 2
+"""Most full segments that are not synced: while the writer keeps up they are given back before anybody has to wait for a
+disk to take them."""
 CHUNK_BYTES = 512 * 1024
 """Read at once: about a batch of usual spans, so that a long backlog is not read many times over."""
 
@@ -45,6 +49,8 @@ class Log:
         self._segment_bytes = segment_bytes
         self._adopted = bool(path)
         self._fd: int | None = None
+        self._unsynced: list[tuple[int, int]] = []
+        """Full segments, number and file, that :meth:`sync` has to sync as well."""
         self._segment = 0
         self._offset = 0
         self._oldest = 0
@@ -76,21 +82,28 @@ class Log:
             self._roll()
 
     def _roll(self) -> None:
+        if len(self._unsynced) >= UNSYNCED:
+            self._sync_full()
         previous = self._fd
         path = self._segment_path(self._segment + 1)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._segment += 1
         self._offset = 0
         if previous is not None:
-            os.fdatasync(previous)
-            os.close(previous)
+            self._unsynced.append((self._segment - 1, previous))
+
+    def _sync_full(self) -> None:
+        while self._unsynced:
+            fd = self._unsynced[0][1]
+            os.fdatasync(fd)
+            self._unsynced.pop(0)
+            os.close(fd)
 
     def packed(self, bodies: Sequence[bytes]) -> bytes:
         """The next records as they lie on the disk."""
-        seq, parts = self.last_seq, []
-        for body in bodies:
-            seq += 1
-            parts.append(HEADER.pack(MAGIC, seq, len(body), zlib.crc32(body)))
+        parts = []
+        for seq, body in enumerate(bodies, self.last_seq + 1):
+            parts.append(_header(MAGIC, seq, len(body), _crc32(body)))
             parts.append(body)
         return b"".join(parts)
 
@@ -99,11 +112,12 @@ class Log:
         assert self._fd is not None
         before = self._offset, self.size, self.last_seq
         try:
+            size = len(data)
             written = os.write(self._fd, data)
-            while written < len(data):  # a disk that is nearly full takes a part first, then says so
+            while written < size:  # a disk that is nearly full takes a part first, then says so
                 written += os.write(self._fd, memoryview(data)[written:])
-            self._offset += len(data)
-            self.size += len(data)
+            self._offset += size
+            self.size += size
             self.last_seq += count
         except BaseException:  # also Ctrl-C between the write and its bookkeeping
             self._offset, self.size, self.last_seq = before
@@ -116,6 +130,7 @@ class Log:
 
     def sync(self) -> None:
         """Return when everything appended is on the disk. Raises `OSError`."""
+        self._sync_full()
         if self._fd is not None:
             os.fdatasync(self._fd)
 
@@ -239,6 +254,9 @@ class Log:
         if segment <= self._oldest:
             return
         kept = segment
+        with self.lock:
+            while self._unsynced and self._unsynced[0][0] < segment:
+                os.close(self._unsynced.pop(0)[1])
         for number in self._segments():
             if number < segment:
                 size = self._size(number)
@@ -254,9 +272,12 @@ class Log:
     def close(self) -> None:
         """Close the files. What is appended next begins a journal of its own; the numbers go on."""
         self.close_reading()
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        with contextlib.suppress(OSError):
+            self._sync_full()
+        for fd in self._files():
+            os.close(fd)
+        self._fd = None
+        self._unsynced.clear()
         self.path = ""
         self._segment = self._offset = self._oldest = self.size = 0
         self._read, self._read_seq = None, None
@@ -269,10 +290,13 @@ class Log:
 
     def forget(self) -> None:
         """In a forked child: close what was inherited."""
-        for fd in (self._fd, self._read_fd[1] if self._read_fd else None):
-            if fd is not None:
-                with contextlib.suppress(OSError):
-                    os.close(fd)
+        for fd in [*self._files(), *([self._read_fd[1]] if self._read_fd else [])]:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    def _files(self) -> list[int]:
+        """What is open of what was written."""
+        return [fd for _, fd in self._unsynced] + ([] if self._fd is None else [self._fd])
 
     def _segment_path(self, number: int) -> str:
         return os.path.join(self.path, f"log-{number:08d}")

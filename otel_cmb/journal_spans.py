@@ -9,48 +9,58 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import orjson
+
 from otel_cmb import rebuild, tagged
 from otel_cmb.event import Link, Resource, Scope, Span, SpanEvent, Stamp
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "encode_plain"]
 
 _SEPARATOR = b"\x1e"
-_encoded: dict[int, tuple[Any, bytes]] = {}
+_encoded: dict[tuple[int, int], tuple[Any, Any, bytes]] = {}
 _decoded: dict[bytes, Any] = {}
 
 
 def encode(span: Span) -> bytes:
-    """The span as bytes, exact. May hold any byte but never a raw line break. About 6 µs for a dozen attributes."""
-    body = [
-        span.trace_id, span.span_id, span.parent_span_id or _none(span.parent_span_id), span.name, span.kind,
-        span.start_ns, -1 if span.end_ns is None else span.end_ns, span.attributes,
-        [[item.name, item.time_ns, item.attributes, item.dropped_attributes] for item in span.events]
-        if span.events else 0,
+    """The span as bytes, exact. May hold any byte but never a raw line break. About 5 µs for a dozen attributes."""
+    return tagged.dumps(_body(span)) + _encoded_shared(span.resource, span.scope)
+
+
+def encode_plain(span: Span) -> bytes:
+    """The same of a span that is :meth:`~otel_cmb.shapes.Shapes.plain`, in 2 µs: all of it is in JSON as it is. Raises
+    :class:`orjson.JSONEncodeError` for what only orjson finds."""
+    return orjson.dumps(_body(span)) + _encoded_shared(span.resource, span.scope)
+
+
+def _body(span: Span) -> list[Any]:
+    """No `None` is in it beside the attributes: `null` would make :func:`tagged.holds` doubt the text."""
+    events, links, end_ns = span.events, span.links, span.end_ns
+    return [
+        span.trace_id, span.span_id, 0 if span.parent_span_id is None else span.parent_span_id, span.name, span.kind,
+        span.start_ns, -1 if end_ns is None else end_ns, span.attributes,
+        [[item.name, item.time_ns, item.attributes, item.dropped_attributes] for item in events] if events else 0,
         [
             [item.trace_id, item.span_id, item.trace_state, item.attributes, item.dropped_attributes, item.flags]
-            for item in span.links
+            for item in links
         ]
-        if span.links else 0,
+        if links else 0,
         span.status_code, span.status_message, span.trace_state, span.flags,
         span.dropped_attributes, span.dropped_events, span.dropped_links,
         [0 if value is None else value for value in rebuild.stamp_values(span.stamp)],
         span.died,
     ]
-    return _SEPARATOR.join((tagged.dumps(body), _encoded_shared(span.resource), _encoded_shared(span.scope)))
 
 
-def _none(value: str | None) -> str | int:
-    """0 for None: `null` would make :func:`tagged.holds` doubt the text."""
-    return 0 if value is None else value
-
-
-def _encoded_shared(value: Resource | Scope) -> bytes:
-    found = _encoded.get(id(value))
+def _encoded_shared(resource: Resource, scope: Scope) -> bytes:
+    """Both, each after a separator."""
+    key = (id(resource), id(scope))
+    found = _encoded.get(key)
     if found is None:
         if len(_encoded) >= 256:
             _encoded.clear()
-        found = _encoded[id(value)] = (value, tagged.dumps(rebuild.shared_body(value)))
-    return found[1]
+        texts = [tagged.dumps(rebuild.shared_body(value)) for value in (resource, scope)]
+        found = _encoded[key] = (resource, scope, _SEPARATOR.join((b"", *texts)))
+    return found[2]
 
 
 def decode(data: bytes) -> Span:

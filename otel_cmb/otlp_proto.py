@@ -23,8 +23,8 @@ from otel_cmb.otlp_clean import (
 )
 
 __all__ = [
-    "Groups", "attributes_of", "count_spans", "decode_request", "fill_span",
-    "request_from_spans", "resource_of", "scope_of", "set_attributes", "set_value", "span_of", "value_of",
+    "Groups", "attributes_of", "count_spans", "decode_request", "event_of", "fill_span",
+    "links_of", "request_from_spans", "resource_of", "scope_of", "set_attributes", "set_value", "span_of", "value_of",
 ]
 
 _NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
@@ -61,18 +61,24 @@ def scope_of(message: Any, schema_url: str) -> Scope:
     )
 
 
-def _links(message: Any) -> tuple[list[Link], int]:
-    """The links with usable ids, and how many had none (they count as dropped)."""
-    links = [
+def event_of(message: Any) -> SpanEvent:
+    return SpanEvent(
+        message.name, min(message.time_unix_nano, MAX_TIME_NS), attributes_of(message.attributes),
+        message.dropped_attributes_count,
+    )
+
+
+def links_of(messages: Any) -> list[Link]:
+    """The links with usable ids."""
+    return [
         Link(
             link.trace_id.hex(), link.span_id.hex(), link.trace_state,
             attributes_of(link.attributes), link.dropped_attributes_count, link.flags,
         )
-        for link in message.links
+        for link in messages
         if len(link.trace_id) == 16 and link.trace_id != _NO_TRACE
         and len(link.span_id) == 8 and link.span_id != _NO_SPAN
     ]
-    return links, len(message.links) - len(links)
 
 
 def span_of(message: Any, resource: Resource, scope: Scope, now_ns: int) -> Span | None:
@@ -97,19 +103,13 @@ def span_of(message: Any, resource: Resource, scope: Scope, now_ns: int) -> Span
     span.resource, span.scope = resource, scope
     span.trace_state, span.flags = message.trace_state, message.flags
     if message.events:
-        span.events = [
-            SpanEvent(
-                event.name, min(event.time_unix_nano, MAX_TIME_NS),
-                attributes_of(event.attributes), event.dropped_attributes_count,
-            )
-            for event in message.events
-        ]
+        span.events = [event_of(event) for event in message.events]
     span.dropped_attributes = message.dropped_attributes_count
     span.dropped_events = message.dropped_events_count
     span.dropped_links = message.dropped_links_count
     if message.links:
-        span.links, unusable = _links(message)
-        span.dropped_links += unusable
+        span.links = links_of(message.links)
+        span.dropped_links += len(message.links) - len(span.links)  # those without usable ids
     return span
 
 

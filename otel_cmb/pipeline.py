@@ -32,7 +32,8 @@ from otel_cmb.event import Span, Stamp
 from otel_cmb.intake import Intake, parked_in
 from otel_cmb.items import UNSETTLED
 from otel_cmb.journal import Journal, left_behind
-from otel_cmb.journal_bodies import command_body, content_body, end_body
+from otel_cmb.journal_bodies import command_body
+from otel_cmb.journal_records import CONTENT, END
 from otel_cmb.journal_state import keep_for_ever
 from otel_cmb.ledger import Ledger
 from otel_cmb.otlp_clean import SpanContent
@@ -111,8 +112,8 @@ class Pipeline:
         stamp = self._running.end(context)
         self._ledger.arrived(1)
         try:
-            prepared = self._intake.prepared(span_from_sdk(span, stamp if stamp is not None else otherwise()))
-            self._intake.append([end_body(prepared)], [prepared])
+            copied = span_from_sdk(span, stamp if stamp is not None else otherwise())
+            self._intake.append([self._intake.body(END, copied)], [copied])
         except (JournalError, ConfigurationError) as error:
             self._ledger.lost_on_arrival("journal")
             self._trouble.say("journal", "a span is lost: %s", error)
@@ -131,11 +132,11 @@ class Pipeline:
         """
         ticket = self._ledger.expect(len(spans))
         try:
-            prepared = [self._intake.prepared(span) for span in spans]
-            bodies = [end_body(span) for span in prepared]
+            body = self._intake.body
+            bodies = [body(END, span) for span in spans]
             self._ledger.arrived(len(spans))
             try:
-                last = self._intake.append(bodies, prepared) if bodies else 0
+                last = self._intake.append(bodies, spans) if bodies else 0
             except BaseException:
                 self._ledger.arrived(-len(spans))
                 raise
@@ -163,7 +164,7 @@ class Pipeline:
         for record in records:
             carrier = Span(record.trace_id, record.span_id, "", 0, attributes=dict(record.attributes))
             carrier.stamp.bound_session_id = record.bound_session_id
-            bodies.append(content_body(self._intake.prepared(carrier)))
+            bodies.append(self._intake.body(CONTENT, carrier))
         if bodies:
             self._intake.append(bodies)
             self._writer.nudge()

@@ -78,7 +78,8 @@ class CMBSpanProcessor(SpanProcessor):
 
     @staticmethod
     def _stamp(span: Span, parent_context: Context | None) -> Stamp:
-        given = plain_dict(getattr(span, "_attributes", None) or span.attributes)
+        given = getattr(span, "_attributes", None)
+        given = plain_dict(span.attributes if given is None else given)
         values = baggage.get_all(parent_context)
         stamp = Stamp()
         if values:
@@ -90,7 +91,7 @@ class CMBSpanProcessor(SpanProcessor):
                         span.set_attribute(key, str(value))
             parent = values.get(PARENT_EVENT_ID)
             stamp.parent_event_id = str(parent) if parent else None
-        if not _KEYS.isdisjoint(given):
+        if given and not _KEYS.isdisjoint(given):
             # Attributes given at the start are remembered: a span with more than 128 of them drops its oldest.
             for key, name in _STAMPED:
                 if key in given:

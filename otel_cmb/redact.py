@@ -28,10 +28,12 @@ _RUN = 20
 @dataclass(frozen=True, slots=True)
 class Pattern:
     """One kind of secret. `needles` are lower-case texts one of which is in every match: the regular expression runs
-    only around those found (none: everywhere, which costs). `replacement` is a template of :func:`re.sub`. `run`: every
-    match holds 20 letters, digits, `_` or `-` in a row, which prose rarely does. `assigns`: every match holds `:` or `=`.
-    `reach`: a match begins at most this
-    many characters before a needle and ends at most 4,300 after it; 0: no such bounds."""
+    only around those found (none: everywhere, which costs). `replacement` is a template of :func:`re.sub`. `reach`: a
+    match begins at most this many characters before a needle and ends at most 4,300 after it; 0: no such bounds.
+
+    What else is in every match spares most texts the needles. `run`: 20 letters, digits, `_` or `-` in a row, which
+    prose rarely has. `holds`: this character. `assigned`: one of these (lower case), and after it, with nothing but white
+    space, quotes and backslashes between, `:` or `=`; a match that has `alone` in it (lower case) need not."""
 
     name: str
     needles: tuple[str, ...]
@@ -39,13 +41,17 @@ class Pattern:
     replacement: str
     run: bool = False
     reach: int = 0
-    assigns: bool = False
+    holds: str = ""
+    assigned: tuple[str, ...] = ()
+    alone: str = ""
 
 
 def _words(
-    name: str, needles: Iterable[str], regex: str, replacement: str, reach: int = 64, assigns: bool = True
+    name: str, needles: Iterable[str], regex: str, replacement: str, *, reach: int = 64, holds: str = "",
+    assigned: tuple[str, ...] = (), alone: str = "",
 ) -> Pattern:
-    return Pattern(name, tuple(needles), re.compile(regex), replacement, reach=reach, assigns=assigns)
+    return Pattern(
+        name, tuple(needles), re.compile(regex), replacement, reach=reach, holds=holds, assigned=assigned, alone=alone)
 
 
 def _token(name: str, needles: Iterable[str], regex: str) -> Pattern:
@@ -61,6 +67,12 @@ _NAME_NEEDLES = (
     "account_key", "account-key", "accountkey", "_token", "-token", "accesstoken", "refreshtoken", "authtoken",
     "bearertoken", "sessiontoken", "idtoken",
 )
+_NAME_ENDS = (
+    "password", "passwd", "passphrase", "secret", "api_key", "api-key", "apikey", "secret_key", "secret-key", "secretkey",
+    "access_key", "access-key", "accesskey", "private_key", "private-key", "privatekey", "account_key", "account-key",
+    "accountkey", "_token", "-token", "accesstoken", "refreshtoken", "authtoken", "bearertoken", "sessiontoken", "idtoken",
+)
+"""All that a text which `_NAMES` matches can end with."""
 _COARSE = ("key", "token")
 """Looked for first: a text without them needs not be searched for the needles that contain them."""
 # In an assignment without quotes the right side may be code that names the secret without holding it.
@@ -72,12 +84,12 @@ _CODE = (
 DEFAULT: tuple[Pattern, ...] = (
     _words("private key", ("-----begin",),
            r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\Z)",
-           "[redacted: private key]", reach=0, assigns=False),
+           "[redacted: private key]", reach=0, holds="Y"),
     _token("JWT", ("eyj",), r"\beyJ[A-Za-z0-9_-]{17,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?"),
     _words("authorization", ("bearer ", "authorization"),
            r"((?i:\bbearer\s+|authorization[\"'\\]*\s*[:=]\s*[\"'\\]*(?:[a-z-]+\s+)?))"
            r"(?!\[redacted)(?=[a-z.~+/=_-]*[0-9A-Z=+/])[A-Za-z0-9._~+/=-]{8,}", r"\1[redacted: authorization]",
-           assigns=False),
+           assigned=("authorization",), alone="bearer"),
     _token("API key", ("sk-", "sk_", "rk_", "pk-lf-"),
            r"(?<![A-Za-z0-9])(?:(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,}"
            r"|(?:sk|pk-lf)-(?=[A-Za-z_-]*[0-9A-Z])[A-Za-z0-9_-]{17,})"),
@@ -89,15 +101,15 @@ DEFAULT: tuple[Pattern, ...] = (
     _token("Google key", ("aiza", "ya29."), r"\b(?:AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_-]{20,})"),
     _token("Hugging Face token", ("hf_",), r"\bhf_[A-Za-z0-9]{30,}"),
     _words("password", ("://",), r"(://[^\s:/@\"'<>\\]{0,256}:)(?!\[redacted)[^\s/@\"'<>\\]{1,1024}(?=@)",
-           r"\1[redacted: password]"),
+           r"\1[redacted: password]", holds="@"),
     _words("secret", _NAME_NEEDLES,
            rf"(?i)({_NAMES}(?:\\*[\"'])?\s*(?:[:=]|=>)\s*(?P<quote>\\*[\"']))(?!\[redacted)"
-           r"(?:(?!(?P=quote))(?:\\.|[\s\S])){1,4096}", r"\1[redacted: secret]"),
+           r"(?:(?!(?P=quote))(?:\\.|[\s\S])){1,4096}", r"\1[redacted: secret]", assigned=_NAME_ENDS),
     _words("secret", _NAME_NEEDLES,
            rf"(?i)({_NAMES}(?P<quote>\\*[\"'])\s*:\s*)-?[0-9][0-9.]{{3,}}",
-           r"\1\g<quote>[redacted: secret]\g<quote>"),
+           r"\1\g<quote>[redacted: secret]\g<quote>", assigned=_NAME_ENDS),
     _words("secret", _NAME_NEEDLES,
-           rf"(?i)({_NAMES}\s*[:=]\s*){_CODE}[^\s\"'\\,;&)}}\]]{{4,}}", r"\1[redacted: secret]"),
+           rf"(?i)({_NAMES}\s*[:=]\s*){_CODE}[^\s\"'\\,;&)}}\]]{{4,}}", r"\1[redacted: secret]", assigned=_NAME_ENDS),
 )
 
 _SECRET_KEY = re.compile(
@@ -117,6 +129,12 @@ def install_hook(hook: Hook | None) -> None:
 _IN_A_RUN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
 _RUNS = bytes(97 if byte in _IN_A_RUN else 32 for byte in range(256))
 _RUN_NEEDLE = b"a" * _RUN
+_BETWEEN = " \t\n\r\f\v\x1c\x1d\x1e\x1f\"'\\"
+"""What may stand between a name and its `:` or `=`: all ASCII that `\\s` matches, quotes, backslashes."""
+_APART = 24
+"""Characters for each `:` from which on looking before it is cheaper than looking for every needle in the text."""
+_SPLIT = 65_536
+"""Longest text that is split at its colons: the pieces of a longer one take memory."""
 _SHORT = 64
 _LONG = 4096
 _AFTER = 4300
@@ -143,10 +161,12 @@ class Redactor:
         self._totals: dict[int, tuple[int, int]] = {}
         self._here = _Here()
         self._blind = any(not pattern.needles for pattern in patterns)
-        self._always = tuple({
-            needle for pattern in patterns if not pattern.run and not pattern.assigns for needle in pattern.needles})
-        words = dict.fromkeys(
-            needle for pattern in patterns if not pattern.run and pattern.assigns for needle in pattern.needles)
+        self._alone = tuple(dict.fromkeys(
+            (needle, pattern.holds) for pattern in patterns if not pattern.run
+            for needle in ((pattern.alone,) if pattern.alone else () if pattern.assigned else pattern.needles)))
+        self._ends = tuple(dict.fromkeys(end for pattern in patterns for end in pattern.assigned))
+        self._last = frozenset(end[-3:] for end in self._ends)
+        words = dict.fromkeys(needle for pattern in patterns if pattern.assigned for needle in pattern.needles)
         self._words = tuple(needle for needle in words if not any(coarse in needle for coarse in _COARSE))
         self._coarse = tuple(
             (coarse, tuple(needle for needle in words if coarse in needle)) for coarse in _COARSE
@@ -204,6 +224,15 @@ class Redactor:
         """Texts replaced because the hook failed."""
         return sum(failed for _, failed in list(self._totals.values()))
 
+    @property
+    def hooked(self) -> bool:
+        """Whether there is a hook now, which sees every text."""
+        return self.hook is not None or bool(_installed)
+
+    def names_secret(self, key: str) -> bool:
+        """Whether an attribute's key says that its value is a secret."""
+        return _SECRET_KEY.search(key) is not None
+
     # The fast path: one look over everything that could hold a secret.
 
     def _suspicious(self, span: Span) -> bool:
@@ -219,26 +248,39 @@ class Redactor:
         for link in span.links:
             if not self._gather(link.attributes, texts):
                 return True
-        return self._hit("\n".join(texts))
+        return self.may_hold("\n".join(texts))
 
-    def _hit(self, text: str) -> bool:
-        """Whether a pattern may match."""
+    def may_hold(self, text: str) -> bool:
+        """Whether a pattern may match somewhere in the text, or in one of several joined by line breaks. `False` is
+        certain."""
+        if self._blind:
+            return True
         lowered = text.lower()
-        for needle in self._always:
-            if needle in lowered:
+        for needle, character in self._alone:
+            if character in text and needle in lowered:
                 return True
-        if ":" in text or "=" in text:
-            for needle in self._words:
-                if needle in lowered:
-                    return True
-            for coarse, needles in self._coarse:
-                if coarse in lowered and any(needle in lowered for needle in needles):
-                    return True
+        if (":" in text or "=" in text) and self._may_assign(text, lowered):
+            return True
         if _RUN_NEEDLE in text.encode("utf-8", "replace").translate(_RUNS):
             for needle in self._tokens:
                 if needle in lowered:
                     return True
         return False
+
+    def _may_assign(self, text: str, lowered: str) -> bool:
+        """Whether the name of a secret may stand before a `:` or `=`."""
+        if "=" in lowered:
+            lowered = lowered.replace("=", ":")
+        # beyond ASCII a regular expression that ignores case takes more letters for an `s` or `k` than lower() makes one
+        size = len(lowered)
+        if size <= _SPLIT and text.isascii() and len(pieces := lowered.split(":", size // _APART)) * _APART < size:
+            if self._last.isdisjoint([piece.rstrip(_BETWEEN)[-3:] for piece in pieces]):
+                return False
+            return any(piece.rstrip(_BETWEEN).endswith(self._ends) for piece in pieces[:-1])
+        for needle in self._words:
+            if needle in lowered:
+                return True
+        return any(coarse in lowered and any(needle in lowered for needle in needles) for coarse, needles in self._coarse)
 
     def _gather(self, attributes: dict[str, Any], texts: list[str]) -> bool:
         """Add the texts to look at; False when the slow path has to look."""
@@ -251,7 +293,7 @@ class Redactor:
                 if len(value) > _SHORT:
                     texts.append(value)
                 elif value not in known:
-                    if self._hit(value):
+                    if self.may_hold(value):
                         return False
                     self._remember(value)
             elif kind is list:

@@ -12,7 +12,7 @@ from otel_cmb.config import Settings
 from otel_cmb.errors import ConfigurationError, JournalError
 from otel_cmb.event import Stamp
 from otel_cmb.intake import Intake
-from otel_cmb.journal_bodies import start_body
+from otel_cmb.journal_records import START
 from otel_cmb.sdk import span_from_sdk
 from otel_cmb.state_paths import state_directory
 from otel_cmb.trouble import Trouble
@@ -55,11 +55,11 @@ class Running:
 
     def begin(self, context: SpanContext, span: ReadableSpan, stamp: Stamp) -> None:
         """A span began. Nothing is written here."""
-        self._spans[_key(context)] = _Running(span, stamp, clock.monotonic())
+        self._spans[context.trace_id << 64 | context.span_id] = _Running(span, stamp, clock.monotonic())
 
     def end(self, context: SpanContext) -> Stamp | None:
         """The span does not run any more: the stamp it began with, `None` if that was not seen here."""
-        key = _key(context)
+        key = context.trace_id << 64 | context.span_id
         entry = self._spans.pop(key, None)
         return entry.stamp if entry is not None else self._before_fork.pop(key, None)
 
@@ -75,7 +75,7 @@ class Running:
                 entry.written = True
                 span = span_from_sdk(entry.span, entry.stamp)
                 if span.end_ns is None:
-                    bodies.append(start_body(self._intake.prepared(span)))
+                    bodies.append(self._intake.body(START, span))
         if bodies:
             try:
                 self._intake.append(bodies)
@@ -89,7 +89,3 @@ class Running:
             self._trouble.say("url", "%s", error)
             return False
         return True
-
-
-def _key(context: SpanContext) -> int:
-    return context.trace_id << 64 | context.span_id

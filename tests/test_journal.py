@@ -153,6 +153,44 @@ def test_a_small_cap_is_not_reached_by_what_is_done(state_dir: Path) -> None:
     assert journal.close()
 
 
+def test_full_segments_are_synced_with_the_last_one_and_given_back_without(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    real = os.fdatasync
+
+    def fdatasync(fd: int) -> None:
+        synced.append(os.fstat(fd).st_ino)
+        real(fd)
+
+    monkeypatch.setattr("otel_cmb.journal_log.os.fdatasync", fdatasync)
+    journal = make(state_dir, max_bytes=8 * 4096)  # segments of 4 KiB
+
+    def files() -> set[int]:
+        return {path.stat().st_ino for path in Path(journal.path).glob("log-*")}
+
+    for n in range(6):
+        journal.append([b"%d" % n * 2100])
+        journal.append([b"%d" % n * 2100])
+        assert len(journal._log._unsynced) <= 2
+    assert 2 <= len(set(synced)) < 6  # not more than two wait
+    journal.sync()
+    assert set(synced) == files()
+    assert len(synced) == 6
+    journal.append([b"x" * 4100])
+    journal.append([b"y"])  # in a segment of its own
+    before = len(synced)
+    records = journal.read(100)
+    journal.advance(Progress(done=records[-1]))
+    assert len(files()) == 1
+    assert journal._log._unsynced == []
+    assert len(synced) == before
+    open_files = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+    assert sum(path.startswith(journal.path + "/log-") for path in open_files) <= 2
+    assert not any("(deleted)" in path and journal.path in path for path in open_files)
+    assert journal.close()
+
+
 def test_over_the_cap_nothing_is_taken_and_what_is_there_stays(state_dir: Path) -> None:
     journal = make(state_dir, max_bytes=1 << 20)
     taken = 0

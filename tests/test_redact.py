@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 from typing import Any
 
@@ -13,6 +14,11 @@ from hypothesis import strategies as st
 
 from otel_cmb import redact
 from otel_cmb.event import Link, Resource, Scope, Span, SpanEvent
+
+if sys.version_info >= (3, 11):
+    from re._parser import parse  # type: ignore[import-not-found, unused-ignore]
+else:
+    from sre_parse import parse
 
 A40 = "aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dF3gH5jK7m"
 
@@ -176,6 +182,65 @@ def test_an_installed_hook_holds_for_the_process() -> None:
     finally:
         redact.install_hook(None)
     assert redact.Redactor().text("abc") == "abc"
+
+
+def language(pattern: str) -> set[str]:
+    """All texts that a regular expression without repetition matches."""
+    def of(tree: Any) -> list[str]:
+        made = [""]
+        for kind, value in tree:
+            name = str(kind)
+            if name == "LITERAL":
+                options = [chr(value)]
+            elif name == "IN":
+                options = [chr(one) for _, one in value]
+            elif name == "MAX_REPEAT":
+                assert value[:2] == (0, 1)
+                options = ["", *of(value[2])]
+            elif name == "SUBPATTERN":
+                options = of(value[3])
+            else:
+                assert name == "BRANCH", name
+                options = [text for branch in value[1] for text in of(branch)]
+            made = [begun + option for begun in made for option in options]
+        return made
+
+    return set(of(parse(pattern)))
+
+
+def test_every_name_of_a_secret_has_an_end_that_is_looked_for() -> None:
+    names = language(redact._NAMES)
+    assert len(names) > 40
+    for name in names:
+        assert re.fullmatch(redact._NAMES, name)
+        assert name.endswith(redact._NAME_ENDS), name
+        assert any(needle in name for needle in redact._NAME_NEEDLES), name
+    assert {character for character in map(chr, range(128)) if re.match(r"\s", character)} <= set(redact._BETWEEN)
+
+
+pieces = st.sampled_from([
+    "password", "PassWd", "passphrase", "api_key", "API-KEY", "apikey", "client_secret", "secretAccessKey", "secret", "key",
+    "access_token", "idtoken", "max_tokens", "Authorization", "bearer ", "BEARER\n", "Basic ", "://", "user", "@", "host", ":",
+    "=", "=>", " ", "\n", "\t", "\x1c", '"', "'", "\\", '\\"', "hunter22", "abcDEF123456", "12345678", "sk-", "ghp_", "AKIA",
+    "eyJ", "hf_", A40, "x" * 30, "-----BEGIN ", "PRIVATE KEY-----", "\u017fecret", "to\u212aen", "\u0130d_token", "ü", "…",
+    "the galaxy of ", "[redacted: secret]", "none", "{", "}", ",", "words " * 8])
+
+
+@given(st.lists(pieces, max_size=14).map("".join))
+@settings(max_examples=1500, deadline=None)
+def test_what_may_hold_nothing_holds_nothing(text: str) -> None:
+    redactor = redact.Redactor()
+    if not redactor.may_hold(text):
+        assert redactor.text(text) == text
+    elif redactor.text(text) != text:
+        assert redactor.may_hold(f"before\n{text}\nafter")
+
+
+@pytest.mark.parametrize(("text", "_"), SECRETS)
+def test_every_known_secret_may_be_held(text: str, _: str) -> None:
+    prose = "As said before: the redshift of the galaxy is known. " * 40
+    for long in (text, prose * 40 + text, prose + text, f"{text}\n{prose}", f'{prose}{{"a":1,"b":[2]}}\n{text} {prose}', f"ü{prose}{text}"):
+        assert redact.Redactor().may_hold(long)
 
 
 def test_a_pattern_of_ones_own() -> None:

@@ -26,6 +26,7 @@ from otel_cmb.otlp import (
     log_records_from_request,
 )
 from otel_cmb.otlp_json import read_json
+from otel_cmb.otlp_shallow import Shallow, TooManySpansError
 from otel_cmb.otlp_wire import TooManyPartsError, check_parts, parse
 from otel_cmb.receiver.answers import Answer
 from otel_cmb.receiver.gate import Budget
@@ -115,6 +116,7 @@ class Intake:
         self._fail_on_missing_run = fail_on_missing_run
         self._clock = clock
         self._decoders = BoundedSemaphore(DECODERS)
+        self._shallow = Shallow()
         self._lock = Lock()
 
     def count(self, door: str, signal: str, answer: Answer) -> Answer:
@@ -132,9 +134,7 @@ class Intake:
         """The answer to one request. Never raises; a bug of ours is logged with its traceback and answered as such."""
         try:
             answer = self._take(signal, body, as_json, encoding, caller)
-        except TooLargeError as error:
-            answer = Answer("too_large", f"{error}; send smaller requests")
-        except TooManyPartsError as error:
+        except (TooLargeError, TooManyPartsError, TooManySpansError) as error:
             answer = Answer("too_large", f"{error}; send smaller requests")
         except MalformedError as error:
             answer = Answer("malformed", str(error), violations=[str(error)])
@@ -182,6 +182,8 @@ class Intake:
     def _traces(self, body: bytes, as_json: bool) -> Decoded:
         if as_json:
             decoded = decode(self._json(body), self._clock())
+        elif (found := self._shallow_decoded(body)) is not None:
+            return found
         else:
             request, unreadable = self._message(ExportTraceServiceRequest, body)
             if (number := count_spans(request)) > self.limits.max_spans:
@@ -191,6 +193,11 @@ class Intake:
         if (number := len(decoded.spans) + len(decoded.rejected)) > self.limits.max_spans:
             raise TooLargeError(f"{number} spans in one request, the limit is {self.limits.max_spans}")
         return decoded
+
+    def _shallow_decoded(self, body: bytes) -> Decoded | None:
+        if len(body) > LARGE:
+            check_parts(body, self.limits.max_parts, ExportTraceServiceRequest)
+        return self._shallow.decode(body, self._clock(), self.limits.max_spans)
 
     def _logs(self, body: bytes, as_json: bool) -> list[SpanContent]:
         if as_json:
