@@ -170,8 +170,8 @@ def _prefix(trace_id: str) -> str:
 
 def _uuid8(trace_id: str, rest: bytes) -> str:
     low = int.from_bytes(hashlib.blake2b(rest, digest_size=8).digest(), "big") >> 2
-    digits = f"{low | 0x8000000000000000:016x}"  # the variant, then 62 bits
-    return f"{_prefix(trace_id)}-{digits[:4]}-{digits[4:]}"
+    digits = hex(low | 0x8000000000000000)  # the variant, then 62 bits
+    return f"{_prefix(trace_id)}-{digits[2:6]}-{digits[6:]}"
 
 
 OWN_ID = "________-____-8___-____-____________"

@@ -17,7 +17,7 @@ import math
 import secrets
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -111,16 +111,13 @@ class Facts:
             self._add(event.attributes, known, new)
         for link in span.links:
             self._add(link.attributes, known, new)
-        for made in self._named(span.name[:_NAME], span.kind, span.status_code):
-            if made not in known:
-                known.add(made)
-                new.append(made)
+        named = self._named(span.name[:_NAME], span.kind, span.status_code)
+        if not known.issuperset(named):
+            _put(named, known, new)
         if span.resource is not part.resource or span.scope is not part.scope:
             part.resource, part.scope = span.resource, span.scope
-            for made in (*self._shared(span.resource), *self._shared(span.scope)):
-                if made not in known:
-                    known.add(made)
-                    new.append(made)
+            _put(self._shared(span.resource), known, new)
+            _put(self._shared(span.scope), known, new)
         return new
 
     def _add(self, attributes: dict[str, Any], known: set[bytes], new: list[bytes]) -> None:
@@ -170,6 +167,13 @@ class Facts:
         if isinstance(source, Scope):
             return (*found, tag(SCOPE_NAME, source.name), tag(SCOPE_VERSION, source.version))
         return (*found, tag(SERVICE, as_string(source.attributes.get("service.name", ""))))
+
+
+def _put(hashes: Iterable[bytes], known: set[bytes], new: list[bytes]) -> None:
+    for made in hashes:
+        if made not in known:
+            known.add(made)
+            new.append(made)
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import gzip
 import json
 import random
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from otel_cmb.assemble import assemble
+from otel_cmb.assemble_tree import Node
 from otel_cmb.event import Event, Span
 from otel_cmb.mapper import from_skeleton, is_event, read, skeleton
 from otel_cmb.otlp import spans_from_json
@@ -334,6 +336,19 @@ def test_recording_all_adds_rows_and_changes_none(capture: str) -> None:
             told = ("event_type", "event_subtype", "status", "agent_name", "inputs", "outputs", "meta", "error_message")
             assert [getattr(event, name) for name in told] == [getattr(known, name) for name in told]
     assert agents == {}
+
+
+def test_a_trace_that_was_read_leaves_nothing_to_the_garbage_collector() -> None:
+    """Cycles would keep every fact and event of a trace until it comes."""
+    traces = [facts for capture in sorted(TRUTH)[:20] for facts in _by_trace(spans_of(capture)).values()]
+    gc.collect()
+    gc.disable()
+    try:
+        for facts in traces:
+            assemble(facts)
+        assert not [found for found in gc.get_objects() if isinstance(found, Node)]
+    finally:
+        gc.enable()
 
 
 def _by_trace(spans: list[Span]) -> dict[str, list[Any]]:
