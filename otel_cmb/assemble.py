@@ -118,19 +118,20 @@ def _count_spending(heads: list[Node]) -> None:
 def _event(node: Node, above: Event | None, agents: dict[str, str]) -> Event:
     facts, kind = node.best, node.kind
     name = who(node, above.agent_name if above is not None else None)
-    key = None
+    key: tuple[Any, ...] | None = None
     if (above is not None or node.parent is None) and _tells_all(node):
-        place = None if above is None else (above.id, above.depth, above.node_id, above.step_id)
-        key = (kind, name, node.below, node.costs_below, place)
-        if facts.event is not None and facts.event[0] == key:
-            return facts.event[1]  # type: ignore[no-any-return]
+        key = (kind, name, node.below, node.costs_below)
+        if above is not None:
+            key += (above.id, above.depth, above.node_id, above.step_id)
+        if facts.event_key == key:
+            return facts.event  # type: ignore[no-any-return]
     span = node.facts.span
     node_id, step_id, named_parent = placed(span)
     subtype, status = _state(facts, kind, facts.failed or node.exit_code not in (None, 0))
     event = Event(
         facts.id, span.trace_id, span.span_id, kind, subtype, status, span.start_ns, span.end_ns,
         span.stamp.run_id, node_id, step_id, name, None, None, None, {}, None, None, True, 0,
-        [span, *(member.facts.span for member in node.members)] if node.members else [span], [], [],
+        [span, *(member.facts.span for member in node.members)] if node.members else [span],
     )  # fmt: skip
     if above is not None:
         event.parent_event_id, event.depth = above.id, above.depth + 1
@@ -143,7 +144,7 @@ def _event(node: Node, above: Event | None, agents: dict[str, str]) -> Event:
         event.agent_role = role
     _fill(node, event, agents)
     if key is not None:
-        facts.event = key, event
+        facts.event, facts.event_key = event, key
     return event
 
 

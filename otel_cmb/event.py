@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -157,8 +158,8 @@ class Event:
     """False when `parent_event_id` names an event outside this trace, or one not seen yet: the store looks it up."""
     depth: int = 0
     spans: list[Span] = field(default_factory=list)
-    files: list[FileRow] = field(default_factory=list)
-    messages: list[MessageRow] = field(default_factory=list)
+    files: Sequence[FileRow] = ()
+    messages: Sequence[MessageRow] = ()
 
 
 @lru_cache(maxsize=1024)

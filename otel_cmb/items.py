@@ -19,7 +19,7 @@ RUN_NOT_FOUND, NO_RUN, SESSION_MISMATCH, ID_CONFLICT, UNSETTLED, NO_SPAN = (
     "run_not_found", "no_run", "session_mismatch", "id_conflict", "unsettled", "no_span")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """The fate of one item, with the reason where it was not committed."""
 

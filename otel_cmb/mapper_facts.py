@@ -37,6 +37,7 @@ class Facts:
     """What pass 2 worked out from these facts alone, so that a trace that grows is not read again each time: the payload,
     the event and what it follows from, and by name what few ask for."""
     event: Any = field(default=None, compare=False, repr=False)
+    event_key: Any = field(default=None, compare=False, repr=False)
     memo: dict[str, Any] | None = field(default=None, compare=False, repr=False)
 
     def captures(self, event_type: str) -> bool:
