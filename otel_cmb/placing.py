@@ -18,7 +18,7 @@ from otel_cmb.workflow import RunRow, Workflow
 __all__ = ["Names", "Place", "Placing", "missing_run", "names_of"]
 
 
-Names = tuple["str | None", "str | None", "str | None", "str | None", "str | None"]
+Names = tuple[str | None, str | None, str | None, str | None, str | None]
 """What a span and its door say it belongs to, see :func:`otel_cmb.mapper.named`: run, session, node, step, parent event."""
 
 
