@@ -120,7 +120,7 @@ def test_the_two_commands_of_the_readme_are_there() -> None:
     first, second = [text for _, text in blocks("sh") if "-m venv" in text]
     assert "otel-cmb run" in first
     assert "examples/ag2_team.py" in first
-    assert second.strip().endswith("python -m pytest")
+    assert second.strip().endswith("python -m pytest -n 2")
     assert first.count("\n") == second.count("\n") == 1
 
 
