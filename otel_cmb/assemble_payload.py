@@ -5,6 +5,7 @@ Pure; values are taken as they come and only unwrapped or parsed, never judged. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -276,6 +277,11 @@ _OTHER_TOKENS = (
 )  # fmt: skip
 
 
+def _json_has(value: str | float) -> bool:
+    """Not NaN and no infinity: in JSON they would be null, and a key with nothing to say is absent."""
+    return type(value) is not float or math.isfinite(value)
+
+
 def _meta(facts: Facts, kind: str) -> Columns:
     """The `meta` of an event of type `kind`, without what was spent and without the error."""
     found = facts.found
@@ -292,7 +298,7 @@ def _meta(facts: Facts, kind: str) -> Columns:
             temperature = invocation.get("temperature")
             if "model" not in meta and isinstance(invocation.get("model"), str):
                 meta["model"] = invocation["model"]
-        if isinstance(temperature, (int, float)) and not isinstance(temperature, bool):
+        if isinstance(temperature, (int, float)) and not isinstance(temperature, bool) and _json_has(temperature):
             meta["temperature"] = temperature
         if "finish_reason" in found:
             reason = as_json(found["finish_reason"])
@@ -302,7 +308,7 @@ def _meta(facts: Facts, kind: str) -> Columns:
                 meta["finish_reason"] = reason
     for name, key in facts.shape.meta:
         value = found.get(name)
-        if isinstance(value, (str, int, float)) and value not in ("", "<not specified>"):
+        if isinstance(value, (str, int, float)) and value not in ("", "<not specified>") and _json_has(value):
             meta[key] = value
     if kind in (CODE, HANDOFF) and facts.tool is not None:
         meta["tool_name"] = facts.tool

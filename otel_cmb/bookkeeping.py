@@ -107,7 +107,8 @@ class Bookkeeper:
                 continue
             if fate.result in _WAITING:
                 progress.park.append(self._parked(item, fate, before.body, now, before))
-                pending += item.span is not None and before.reason == UNSETTLED and fate.result == PARKED
+                if item.span is not None:  # it may also wait again: the span that named its trace's run is not beside it now
+                    pending += (before.reason == UNSETTLED) - (fate.result == DEFERRED)
                 continue
             progress.unpark.append(item.seq)
             if item.span is not None:

@@ -99,12 +99,11 @@ class _Pairs(dict[bytes, tuple[str, Any]]):
                 return key, str(data[at + 5 :], "utf-8")
         message = KeyValue.FromString(data)
         value = message.value.string_value or value_of(message.value)
-        if key is None:
-            key = message.key
-            if 3 <= at <= SHORT and data[:at] == bytes((10, at - 3)) + key.encode() + b"\x12":
-                if len(self._keys) >= MAX_PAIRS:
-                    self._keys.clear()
-                self._keys[data[:at]] = key
+        new, key = key is None, message.key  # the last one, where somebody writes two
+        if new and 3 <= at <= SHORT and data[:at] == bytes((10, at - 3)) + key.encode() + b"\x12":
+            if len(self._keys) >= MAX_PAIRS:
+                self._keys.clear()
+            self._keys[data[:at]] = key
         if len(data) <= SHORT and type(value) in _REMEMBERED:
             if len(self) >= MAX_PAIRS:
                 self.clear()

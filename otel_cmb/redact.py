@@ -19,7 +19,8 @@ from otel_cmb.event import Resource, Scope, Span
 __all__ = ["DEFAULT", "FAILED", "Capture", "Hook", "Pattern", "Redactor", "install_hook", "strip_content"]
 
 Hook = Callable[[str, str], str]
-"""`hook(key, text) -> text`: the attribute's key (or `name`, `status_message`, `event`) and one text of it."""
+"""`hook(key, text) -> text`: the attribute's key (or `name`, `status_message`, `trace_state`, `event`, `scope`, `version`,
+`schema_url`) and one text of it."""
 
 FAILED = "[redacted: the redaction hook failed]"
 _RUN = 20
@@ -139,6 +140,8 @@ _SHORT = 64
 _LONG = 4096
 _AFTER = 4300
 _T = TypeVar("_T")
+_SHARED_TEXTS = {"name": "scope", "version": "version", "schema_url": "schema_url"}
+"""Texts of a scope, and of a resource as far as it has them: field, and key for the hook."""
 
 
 class _Here(threading.local):
@@ -175,7 +178,7 @@ class Redactor:
         self._tokens = tuple({needle for pattern in patterns if pattern.run for needle in pattern.needles})
         self._plain_keys: set[str] = set()
         self._plain_texts: set[str] = set()
-        self._shared: dict[int, tuple[Any, Any]] = {}
+        self._shared: dict[int, tuple[Any, Any, Hook | None]] = {}
 
     def span(self, span: Span) -> int:
         """Replace what is secret in all texts of `span` and return how many replacements were made. Attribute dicts and
@@ -239,6 +242,8 @@ class Redactor:
         texts = [span.name]
         if span.status_message:
             texts.append(span.status_message)
+        if span.trace_state:
+            texts.append(span.trace_state)
         if self._blind or not self._gather(span.attributes, texts):
             return True
         for event in span.events:
@@ -246,6 +251,8 @@ class Redactor:
             if not self._gather(event.attributes, texts):
                 return True
         for link in span.links:
+            if link.trace_state:
+                texts.append(link.trace_state)
             if not self._gather(link.attributes, texts):
                 return True
         return self.may_hold("\n".join(texts))
@@ -335,6 +342,8 @@ class Redactor:
             event.name = self._text("event", event.name, hook)
             event.attributes = self._attributes(event.attributes, hook)
         for link in span.links:
+            if link.trace_state:
+                link.trace_state = self._text("trace_state", link.trace_state, hook)
             link.attributes = self._attributes(link.attributes, hook)
 
     def _attributes(self, attributes: dict[str, Any], hook: Hook | None) -> dict[str, Any]:
@@ -411,16 +420,19 @@ class Redactor:
 
     def _once(self, shared: _T, hook: Hook | None) -> _T:
         known = self._shared.get(id(shared))
-        if known is None:
+        if known is None or known[2] is not hook:
             result: Any = shared
             if isinstance(shared, (Resource, Scope)):
-                attributes = self._attributes(shared.attributes, hook)
-                if attributes != shared.attributes:
-                    result = replace(shared, attributes=attributes)
+                found: dict[str, Any] = {
+                    name: self._text(key, text, hook)
+                    for name, key in _SHARED_TEXTS.items() if (text := getattr(shared, name, ""))}
+                found["attributes"] = self._attributes(shared.attributes, hook)
+                if any(value != getattr(shared, name) for name, value in found.items()):
+                    result = replace(shared, **found)
             if len(self._shared) >= 256:
                 self._shared.clear()
-            known = self._shared[id(shared)] = (shared, result)
-            self._shared[id(result)] = (result, result)
+            known = self._shared[id(shared)] = (shared, result, hook)
+            self._shared[id(result)] = (result, result, hook)
         return known[1]  # type: ignore[no-any-return]
 
 

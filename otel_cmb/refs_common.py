@@ -14,6 +14,7 @@ the same outcome share one :class:`Common`, so that nothing has to be put togeth
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from otel_cmb.refs import MIN_TEXT, Form, Places, find, is_common
@@ -100,7 +101,9 @@ def split(attributes: dict[str, Any], places: Places, *, own: bool) -> tuple[dic
             held = row.get(column, _MISSING)
             if inner:
                 held = held.get(inner, _MISSING) if type(held) is dict else _MISSING
-            if type(held) is kind and held == value and (kind is not float or repr(held) == repr(value)):  # -0.0, 0.0
+            if type(held) is kind and held == value and (
+                kind is not float or (repr(held) == repr(value) and isfinite(value))  # -0.0, 0.0; JSON has no infinity
+            ):
                 outcome.append(_HELD)
                 continue
         if few:

@@ -71,10 +71,10 @@ def plain_dict(attributes: Any) -> dict[str, Any]:
     inner = getattr(attributes, "_dict", None)
     if type(inner) is dict:
         return inner.copy()
-    for _ in range(10):
+    for _ in range(10):  # an older SDK has an OrderedDict once the mapping is full
         try:
-            return dict(attributes)
-        except RuntimeError:  # a running span got an attribute meanwhile
+            return dict(attributes if inner is None else inner)
+        except (RuntimeError, KeyError):  # a running span got an attribute meanwhile, or lost its oldest
             continue
     return {}
 

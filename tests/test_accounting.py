@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fault_support import agent_span, events, lawful, pipeline_of, query
+from fault_support import agent_span, events, lawful, pipeline_of, query, wait_for
 from opentelemetry import metrics as api
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -35,6 +35,23 @@ def test_every_result_is_counted_once(database_url: str, state_dir: Path) -> Non
         assert stats.parked == {"no_run": 1, "run_not_found": 1}
     assert len(events(database_url)) == 2
     application.engine.dispose()
+
+
+def test_a_parked_span_that_waits_for_its_trace_again_is_pending_again(sqlite_url: str, state_dir: Path) -> None:
+    settings = config.load(database_url=sqlite_url, state_dir=str(state_dir), batch_size=2, settle_time=2.5)
+    pipeline = Pipeline(settings, per_trace_runs=True)
+    try:
+        unnamed, named = agent_span(2), agent_span(2, run="not-there")
+        unnamed.parent_span_id = named.parent_span_id = "9" * 16
+        assert pipeline.accept([unnamed, named]).wait(10).parked == {"run_not_found": 2}
+        object.__setattr__(settings, "batch_size", 1)  # each is tried again by itself
+        wait_for(lambda: pipeline.stats().pending == 1)
+        lawful(pipeline.stats())
+        wait_for(lambda: pipeline.stats().committed == 1)
+        stats = lawful(pipeline.stats())
+        assert (stats.pending, stats.parked) == (0, {"run_not_found": 1})
+    finally:
+        pipeline.shutdown(10)
 
 
 def test_a_ticket_says_what_is_known() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,14 @@ FIELDS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"gen_ai.conversation.id": "c", "session.id": "s", "gcp.vertex.agent.session_id": "g"}, {"conversation_id": "c", "session_id": "s"}),
     ({"ai.usage.promptTokens": 3, "ai.usage.completionTokens": 4, "ai.model.id": "m"}, {"model": "m", "prompt_tokens": 3, "completion_tokens": 4, "tokens": 7}),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_no_number_is_no_null_in_meta(value: float) -> None:
+    (event,) = events(span(1, None, {"gen_ai.operation.name": "chat", "gen_ai.request.temperature": value,
+                                     "gen_ai.usage.cost": value, "gen_ai.usage.input_tokens": value, "gen_ai.conversation.id": value}))
+    assert event.meta == {}
+
 
 
 @pytest.mark.parametrize(("attributes", "meta"), FIELDS)

@@ -107,6 +107,7 @@ def test_attributes_that_nobody_writes_so_are_read_the_same(known: KeyValue, at:
     b"\x12\x02\x10\x01\x0a\x01a",  # the value before the key
     b"\x0a\x01a\x12\x02\x10\x01\x12\x03\x0a\x01x",  # two values: the last one counts
     b"\x0a\x01a\x0a\x01b\x12\x02\x10\x01",  # two keys
+    b"\x0a\x01a\x12\x02\x10\x01\x0a\x01b",  # the second one after the value: it counts, also where the first is known
     b"\x0a\x81\x00a\x12\x02\x10\x01",  # a length in more bytes than it needs
     b"\x0a\x01a\x12\x09\x21\0\0\0\0\0\0\xf0\x7f", b"\x0a\x01a\x12\x09\x21\0\0\0\0\0\0\xf0\x7f\x18\x01",
     b"\x0a\x01a\x12\x85\x01\x0a\x82\x01" + b"x" * 130, b"\x0a\x01a\x12\x85\x01\x0a\x82\x01" + b"\xff" * 130,

@@ -138,6 +138,28 @@ def test_shared_objects_are_replaced_not_changed() -> None:
     assert "secretword" not in repr(spans)
 
 
+def test_secrets_in_texts_that_are_no_attributes() -> None:
+    secret = "password=hunter22"
+    span = Span("1" * 32, "2" * 16, "a", 1, 2, trace_state=f"a={secret}")
+    span.links = [Link("3" * 32, "4" * 16, f"b={secret}")]
+    span.resource, span.scope = Resource({}, f"https://x?{secret}"), Scope(secret, secret, {}, secret)
+    assert redact.Redactor().span(span) == 6
+    assert "hunter22" not in repr(span)
+
+
+def test_a_hook_that_comes_later_sees_resources_that_came_before() -> None:
+    redactor, resource = redact.Redactor(), Resource({"user": "Alice"})
+    spans = [Span("1" * 32, "2" * 16, "a", 1, 2, resource=resource) for _ in range(3)]
+    redactor.span(spans[0])
+    redact.install_hook(lambda key, text: text.replace("Alice", "[name]"))
+    try:
+        redactor.span(spans[1])
+    finally:
+        redact.install_hook(None)
+    redactor.span(spans[2])
+    assert [span.resource.attributes["user"] for span in spans] == ["Alice", "[name]", "Alice"]
+
+
 def test_the_hook_sees_every_text_and_fails_closed() -> None:
     seen = []
 

@@ -27,11 +27,11 @@ ODD = [
     orjson.dumps([{"role": "user", "content": PROMPT}]).decode(), json.dumps({"text": json.dumps({"content": PROMPT})}),
     "[no JSON, but it begins like it and is long enough to be one",
 ]
-EVENT_ROWS = rows.EventRows(
-    Binding(True, SQLITE, None, {"execution_events": TableInfo("execution_events", "execution_events", {
-        name: ColumnInfo(name, "json" if name in ("inputs", "outputs", "meta") else "text", None, True, True)
-        for name in ("id", "run_id", "inputs", "outputs", "meta")
-    }, ("id",))}, "pair", {}), rebuild.Interner())
+EVENT_BINDING = Binding(True, SQLITE, None, {"execution_events": TableInfo("execution_events", "execution_events", {
+    name: ColumnInfo(name, "json" if name in ("inputs", "outputs", "meta") else "text", None, True, True)
+    for name in ("id", "run_id", "inputs", "outputs", "meta")
+}, ("id",))}, "pair", {})
+EVENT_ROWS = rows.EventRows(EVENT_BINDING, rebuild.Interner())
 KEYS = (
     "cmb.run.id", "gen_ai.request.model", "gen_ai.usage.input_tokens", "gen_ai.request.temperature", "gen_ai.tool.name",
     "gen_ai.tool.call.result", "gen_ai.operation.name", "gen_ai.response.finish_reasons", "gen_ai.input.messages",
@@ -178,6 +178,19 @@ def test_minus_zero_is_not_zero() -> None:
     for held, value in ((0.0, -0.0), (-0.0, 0.0), (0.0, 0.0), (-0.0, -0.0)):
         kept, _, _ = refs_common.split({"gen_ai.request.temperature": value}, refs.Places({"meta": {"temperature": held}}), own=True)
         assert bool(kept) == (str(held) != str(value))
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_what_the_column_cannot_hold_stays_with_the_span(value: float) -> None:
+    event = Event("id", "1" * 32, "2" * 16, "t", None, "completed", 1, 2, meta={"temperature": value, "conversation_id": value},
+                  spans=[Span("1" * 32, "2" * 16, "a", 1, 2, attributes={
+                      "gen_ai.request.temperature": value, "gen_ai.conversation.id": value})])
+    interner = rebuild.Interner()
+    event_rows = rows.EventRows(EVENT_BINDING, interner)
+    values = event_rows.insert_values(event, rows.Placement("session", None, None, None, 1, 0))
+    meta = orjson.loads(dict(zip(event_rows.inserted, values, strict=True))["meta"])
+    found = rebuild.unpack({"meta": meta}, lambda key: orjson.loads(interner.new[key]))
+    assert exact(found[0].attributes) == exact(event.spans[0].attributes)
 
 
 @given(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import enum
+from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
 from otel_cmb import CMBSpanProcessor, open_reader
+from otel_cmb.sdk import plain_dict
 
 
 class Key(str, enum.Enum):
@@ -37,3 +40,26 @@ def test_members_of_an_enum_and_odd_names_are_stored(sqlite_url: str, state_dir:
     with open_reader(sqlite_url) as reader:
         (event,) = reader.history(reader.resolve("latest"))
     assert (event.event_type, event.agent_name, event.status) == ("agent_call", "engineer", "completed")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyError])
+def test_a_span_that_loses_attributes_while_it_is_looked_at_is_copied_again(error: type[Exception]) -> None:
+    class Full(OrderedDict[str, int]):
+        """What older SDKs have inside once a span has its 128 attributes, changed by another thread the first time."""
+
+        looked = 0
+
+        def __iter__(self) -> Iterator[str]:
+            self.looked += 1
+            if self.looked == 1:
+                raise error("changed")
+            return super().__iter__()
+
+        def keys(self) -> Any:
+            return list(self)
+
+    class Attributes(dict[str, int]):
+        _dict = Full(a=1, b=2)
+
+    assert plain_dict(Attributes(never=3)) == {"a": 1, "b": 2}
+    assert Attributes._dict.looked == 2

@@ -169,10 +169,9 @@ class Intake:
         finally:
             self.budget.give(size)
 
-    def _message(self, kind: type[Message], body: bytes) -> tuple[Any, list[str]]:
+    def _check(self, kind: type[Message], body: bytes) -> None:
         if len(body) > LARGE:
             check_parts(body, self.limits.max_parts, kind)
-        return parse(kind, body)
 
     def _json(self, body: bytes) -> Any:
         if len(body) > LARGE and body.count(b"{") + body.count(b"[") > 2 * self.limits.max_parts:
@@ -182,10 +181,12 @@ class Intake:
     def _traces(self, body: bytes, as_json: bool) -> Decoded:
         if as_json:
             decoded = decode(self._json(body), self._clock())
-        elif (found := self._shallow_decoded(body)) is not None:
-            return found
         else:
-            request, unreadable = self._message(ExportTraceServiceRequest, body)
+            self._check(ExportTraceServiceRequest, body)
+            found = self._shallow.decode(body, self._clock(), self.limits.max_spans)
+            if found is not None:
+                return found
+            request, unreadable = parse(ExportTraceServiceRequest, body)
             if (number := count_spans(request)) > self.limits.max_spans:
                 raise TooLargeError(f"{number} spans in one request, the limit is {self.limits.max_spans}")
             decoded = decode(request, self._clock())
@@ -194,15 +195,11 @@ class Intake:
             raise TooLargeError(f"{number} spans in one request, the limit is {self.limits.max_spans}")
         return decoded
 
-    def _shallow_decoded(self, body: bytes) -> Decoded | None:
-        if len(body) > LARGE:
-            check_parts(body, self.limits.max_parts, ExportTraceServiceRequest)
-        return self._shallow.decode(body, self._clock(), self.limits.max_spans)
-
     def _logs(self, body: bytes, as_json: bool) -> list[SpanContent]:
         if as_json:
             return log_records_from_json(self._json(body))
-        request, _ = self._message(ExportLogsServiceRequest, body)
+        self._check(ExportLogsServiceRequest, body)
+        request, _ = parse(ExportLogsServiceRequest, body)
         return log_records_from_request(request)
 
     def _store(self, decoded: Decoded, caller: Caller) -> Answer:
