@@ -6,7 +6,8 @@ Everything else: `executemany`. Both are one statement of the caller's transacti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection
@@ -15,41 +16,48 @@ from sqlalchemy.exc import DBAPIError
 from otel_cmb.dialects import identifier, insert_sql, lock_mode
 from otel_cmb.fit import TableInfo
 
-__all__ = ["COPY_FROM", "insert_rows"]
+__all__ = ["COPY_FROM", "inserting"]
 
 COPY_FROM = 16
 """Fewest rows for which COPY is worth its two extra messages."""
 
 
-def insert_rows(
-    connection: Connection, table: TableInfo, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]
-) -> None:
-    """Insert rows that are not there yet, tuples in the order of `columns`.
+@contextmanager
+def inserting(
+    connection: Connection, table: TableInfo, columns: Sequence[str], rows: Iterable[tuple[Any, ...]], count: int
+) -> Iterator[None]:
+    """Insert `count` rows that are not there yet, tuples in the order of `columns`; they are in when the block is over.
 
-    Raises what the driver raises, as SQLAlchemy's errors; a row that is there already is a `DUPLICATE`
+    PostgreSQL works while Python does: it takes in rows while `rows`, an iterator, makes the next ones, and checks the keys
+    of all of them during the block. So neither may use the connection. Raises what the driver raises, as SQLAlchemy's
+    errors, on entry or at the end; a row that is there already is a `DUPLICATE`
     (:func:`otel_cmb.dialects.classify`) and spoils the transaction like any other error.
     """
-    if not rows:
-        return
-    if len(rows) >= COPY_FROM and table.copy and connection.dialect.driver == "psycopg" \
+    if count >= COPY_FROM and table.copy and connection.dialect.driver == "psycopg" \
             and lock_mode(connection) == "advisory":  # engines that only speak PostgreSQL have their own idea of COPY
-        _copy(connection, table, columns, rows)
-    else:
-        connection.exec_driver_sql(insert_sql(connection.dialect.name, table.qualified, columns), list(rows))
+        with _copying(connection, table, columns, rows):
+            yield
+        return
+    made = list(rows)
+    if made:
+        connection.exec_driver_sql(insert_sql(connection.dialect.name, table.qualified, columns), made)
+    yield
 
 
-def _copy(
-    connection: Connection, table: TableInfo, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]
-) -> None:
+@contextmanager
+def _copying(
+    connection: Connection, table: TableInfo, columns: Sequence[str], rows: Iterable[tuple[Any, ...]]
+) -> Iterator[None]:
     import psycopg
+
+    from otel_cmb.copying import copying
 
     # No values are bound in this statement, so a `%` of the schema's name stands single.
     sql = f"COPY {table.qualified.replace('%%', '%')} ({', '.join(map(identifier, columns))}) FROM STDIN"
     driver: Any = connection.connection.driver_connection
     try:
-        with driver.cursor() as cursor, cursor.copy(sql) as copy:
-            for row in rows:
-                copy.write_row(row)
+        with copying(driver, sql, rows):
+            yield
     except psycopg.Error as error:
         if driver.closed:
             connection.invalidate(error)

@@ -9,10 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 
+import orjson
 import pytest
 import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import postgres
 
 from otel_cmb import binding, bulk, config, dialects
@@ -654,7 +658,8 @@ def test_many_rows_arrive_as_they_were(owned, count):
     rows = event_rows(found.dialect, count)
     with engine.connect() as connection:
         dialects.begin_write(connection)
-        bulk.insert_rows(connection, found.tables["execution_events"], EVENT, rows)
+        with bulk.inserting(connection, found.tables["execution_events"], EVENT, iter(rows), count):
+            pass
         connection.commit()
         select = "SELECT execution_order, error_message FROM execution_events ORDER BY 1"
         stored = connection.exec_driver_sql(select).all()
@@ -671,11 +676,88 @@ def test_a_bad_row_among_many_spoils_all_and_is_told(owned):
             (event_rows(found.dialect, 20) + event_rows(found.dialect, 1, 30, "no such run"), Fault.POISON),
         ):
             dialects.begin_write(connection)
-            with pytest.raises(sa.exc.IntegrityError) as caught:
-                bulk.insert_rows(connection, found.tables["execution_events"], EVENT, rows)
+            with (
+                pytest.raises(sa.exc.IntegrityError) as caught,
+                bulk.inserting(connection, found.tables["execution_events"], EVENT, rows, len(rows)),
+            ):
+                pass
             assert classify(caught.value).fault is fault
             connection.rollback()
         assert connection.exec_driver_sql("SELECT count(*) FROM execution_events").scalar() == 0
+
+
+def test_what_goes_wrong_beside_the_rows_is_told_and_the_connection_goes_on(owned):
+    """While rows are made, or while the database checks them; also when the database has something to say too."""
+    engine, found = owned
+    events = found.tables["execution_events"]
+
+    def failing():
+        yield from event_rows(found.dialect, 300)
+        raise ZeroDivisionError
+
+    def block(rows, count=300):
+        with bulk.inserting(connection, events, EVENT, rows, count):
+            raise ZeroDivisionError
+
+    with engine.connect() as connection:
+        for rows in (failing(), event_rows(found.dialect, 300)):
+            dialects.begin_write(connection)
+            with pytest.raises(ZeroDivisionError):
+                block(rows)
+            connection.rollback()
+        dialects.begin_write(connection)
+        with pytest.raises((ZeroDivisionError, sa.exc.IntegrityError)):
+            block(event_rows(found.dialect, 300, run="no such run"))
+        connection.rollback()
+        dialects.begin_write(connection)
+        with bulk.inserting(connection, events, EVENT, event_rows(found.dialect, 300), 300):
+            pass
+        connection.commit()
+        assert connection.exec_driver_sql("SELECT count(*) FROM execution_events").scalar() == 300
+
+
+def test_rows_larger_than_every_buffer_are_copied(owned):
+    engine, found = owned
+    rows = [(*row[:-1], "é" * 500_000) for row in event_rows(found.dialect, 30)]
+    with engine.connect() as connection:
+        dialects.begin_write(connection)
+        with bulk.inserting(connection, found.tables["execution_events"], EVENT, rows, len(rows)):
+            pass
+        connection.commit()
+        lengths = connection.exec_driver_sql("SELECT length(error_message) FROM execution_events").scalars().all()
+        assert lengths == [500_000] * 30
+
+
+TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=30) | st.lists(
+    st.sampled_from(["\\", "\t", "\n", "\r", "\b", "\v", "N", ".", "", "x", "1", "\x1f", "\x7f", "'", '"', "é", "😀"]),
+).map("".join)
+
+
+@pytest.fixture(scope="module")
+def hostile(postgresql_databases):
+    with postgresql_databases.database() as url:
+        engine = dialects.make_engine(settings_for(postgres.text(url)))
+        with engine.connect() as connection:
+            found = binding.bind(connection, settings_for(postgres.text(url)))
+            dialects.begin_write(connection)
+            connection.exec_driver_sql("CREATE TABLE odd (n INTEGER, a TEXT, b TEXT, c JSON)")
+            connection.commit()
+            yield connection, replace(found.tables["execution_events"], qualified='"odd"')
+        engine.dispose()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(TEXTS | st.none(), TEXTS | st.none(), TEXTS), min_size=1, max_size=40))
+def test_every_text_is_copied_as_it_is(hostile, texts):
+    connection, table = hostile
+    rows = [(n, a, b, orjson.dumps(c).decode()) for n, (a, b, c) in enumerate(texts)]
+    rows += [(n, None, "", "null") for n in range(len(rows), bulk.COPY_FROM)]
+    dialects.begin_write(connection)
+    with bulk.inserting(connection, table, ("n", "a", "b", "c"), iter(rows), len(rows)):
+        pass
+    stored = connection.exec_driver_sql("SELECT n, a, b, c::text FROM odd ORDER BY n").all()
+    connection.rollback()
+    assert [tuple(row) for row in stored] == rows
 
 
 def test_under_row_level_security_rows_are_inserted_not_copied(postgresql_url, engine_of):
@@ -697,8 +779,12 @@ def test_a_connection_lost_during_copy_is_an_outage(cuttable_postgresql, engine_
         found = binding.bind(connection, settings_for(url))
         dialects.begin_write(connection)
         proxy.cut()
-        with pytest.raises(sa.exc.DBAPIError) as caught:
-            bulk.insert_rows(connection, found.tables["execution_events"], EVENT, event_rows("postgresql", 5000))
+        rows = event_rows("postgresql", 5000)
+        with (
+            pytest.raises(sa.exc.DBAPIError) as caught,
+            bulk.inserting(connection, found.tables["execution_events"], EVENT, rows, len(rows)),
+        ):
+            pass
         assert classify(caught.value).fault is Fault.OUTAGE
         connection.rollback()
     proxy.restore()
