@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from otel_cmb import clock, mapper, rebuild
 from otel_cmb.beside import KEPT_NS, Beside, prefix_of
 from otel_cmb.binding import Binding
+from otel_cmb.bulk import ManyRows
 from otel_cmb.config import Settings
 from otel_cmb.dialects import in_list, insert_sql, list_param, mark, qualified, timestamp
 from otel_cmb.event import Event, Span, event_id, trace_id_range
@@ -56,6 +57,10 @@ class Known:
         self._bodies: dict[str, dict[str, Any]] = {}
         self.beside = None if binding.owned else Beside(directory)
         self._search = IndexWriter(binding.dialect, binding.schema) if binding.owned else None
+        self._sign = ManyRows.insert(
+            binding.dialect, self._own("otel_cmb_traces"),
+            {"trace_id": "text", "writer": "text", "start_ns": "bigint", "end_ns": "bigint"},
+            ("trace_id",), ("writer", "start_ns", "end_ns"))
         self._cleaned = 0
 
     def _own(self, table: str) -> str:
@@ -220,11 +225,7 @@ class Known:
         self._save_owned(connection, saving.put, saving.drop)
         if self._search is not None and saving.found is not None:
             self._search.write(connection, saving.found)
-        if saving.signed:
-            connection.exec_driver_sql(
-                insert_sql(self._binding.dialect, self._own("otel_cmb_traces"),
-                           ("trace_id", "writer", "start_ns", "end_ns"), conflict=("trace_id",),
-                           update=("writer", "start_ns", "end_ns")), saving.signed)
+        self._sign.write(connection, saving.signed)
 
     def _save_owned(self, connection: Connection, put: Sequence[tuple[str, str]], drop: Sequence[str]) -> None:
         table, dialect = self._own("otel_cmb_spans"), self._binding.dialect

@@ -13,6 +13,7 @@ import orjson
 
 from otel_cmb import rebuild, tagged
 from otel_cmb.binding import Binding
+from otel_cmb.bulk import ManyRows
 from otel_cmb.dialects import SQLITE, update_sql
 from otel_cmb.event import Event, derived_id
 from otel_cmb.history import MIN_BYTES
@@ -57,7 +58,7 @@ class Placement:
 class EventRows:
     """Statements and values for one database's `execution_events`, `files` and `messages`."""
 
-    LINKS = ("parent_event_id", "depth", "execution_order")
+    _LINKS = {"parent_event_id": "text", "depth": "bigint", "execution_order": "bigint", "id": "text"}  # noqa: RUF012
 
     def __init__(
         self, binding: Binding, intern: Callable[[dict[str, Any]], str] | None = None,
@@ -79,7 +80,7 @@ class EventRows:
         self.inserted = (*self.columns, *fill)
         self._changing = tuple(name for name in self.columns if name != "id")
         self.update = update_sql(binding.dialect, info.qualified, self._changing)
-        self.update_links = update_sql(binding.dialect, info.qualified, self.LINKS)
+        self.links = ManyRows.update(binding.dialect, info.qualified, self._LINKS, "id", exact=binding.owned)
 
     def insert_values(self, event: Event, place: Placement) -> tuple[Any, ...]:
         return (*self._values(event, place), *self._fill)

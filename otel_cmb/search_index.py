@@ -26,6 +26,7 @@ from zlib import crc32
 import orjson
 from sqlalchemy import Connection
 
+from otel_cmb.bulk import ManyRows
 from otel_cmb.dialects import insert_sql, qualified
 from otel_cmb.event import Resource, Scope, Span
 from otel_cmb.sanitize import fit
@@ -224,7 +225,10 @@ class Found(NamedTuple):
     operations: dict[tuple[str, str, int], int]
 
 
-_COLUMNS = ("key_ns", "part", "trace_id", "first_ns", "last_ns", "shortest_ns", "longest_ns", "tags")
+_COLUMNS = {
+    "key_ns": "bigint", "part": "bigint", "trace_id": "text", "first_ns": "bigint", "last_ns": "bigint",
+    "shortest_ns": "bigint", "longest_ns": "bigint", "tags": "bytea",
+}
 _MAX_NS = 2**63 - 1 - SPREAD_NS
 
 
@@ -249,8 +253,8 @@ class IndexWriter:
         self._parts: OrderedDict[str, Part] = OrderedDict()
         self._operations: dict[tuple[str, str, int], int] = {}
         self._facts = Facts()
-        self._put_part = insert_sql(
-            dialect, qualified("otel_cmb_search", schema), _COLUMNS, conflict=_COLUMNS[:2], update=_COLUMNS[3:])
+        self._put_parts = ManyRows.insert(
+            dialect, qualified("otel_cmb_search", schema), _COLUMNS, ("key_ns", "part"), tuple(_COLUMNS)[3:])
         self._put_operation = insert_sql(
             dialect, qualified("otel_cmb_operations", schema), ("service", "name", "kind", "last_ns"),
             conflict=("service", "name", "kind"), update=("last_ns",))
@@ -286,8 +290,7 @@ class IndexWriter:
 
     def write(self, connection: Connection, found: Found) -> None:
         """Make the spans findable, in the transaction that stores them."""
-        if found.parts:
-            connection.exec_driver_sql(self._put_part, found.parts)
+        self._put_parts.write(connection, found.parts)
         operations = found.operations
         if operations:
             connection.exec_driver_sql(self._put_operation, [(*key, operations[key]) for key in sorted(operations)])

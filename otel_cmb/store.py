@@ -358,7 +358,7 @@ class Store:
         self._write_interned(connection)  # what the rows turned out to refer to
         self._history.write(connection)
         _many(connection, self._rows.update, updates)
-        _many(connection, self._rows.update_links, links)
+        self._rows.links.write(connection, links)
         self._write_side(connection, side)
         self._links.settle(connection, changes, gone)
         self._known.save(connection, saving)

@@ -760,6 +760,47 @@ def test_every_text_is_copied_as_it_is(hostile, texts):
     assert [tuple(row) for row in stored] == rows
 
 
+MANY = {"n": "bigint", "a": "text", "b": "bytea"}
+INT64 = st.integers(-(2**63), 2**63 - 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(INT64, TEXTS | st.none(), st.binary(max_size=30) | st.none()), max_size=8, unique_by=lambda row: row[0]),
+    st.lists(st.tuples(TEXTS | st.none(), st.binary(max_size=30)), min_size=8, max_size=8),
+)
+def test_rows_that_go_as_one_json_are_those_that_go_one_by_one(hostile, rows, others):
+    connection, _ = hostile
+    changed = [(*other, row[0]) for row, other in zip(rows, others, strict=False)]
+    stored = []
+    for shared in (0, 99):  # from how many rows on they share a statement
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bulk, "JSON_FROM", shared)
+            dialects.begin_write(connection)
+            connection.exec_driver_sql('CREATE TABLE "many" (n BIGINT PRIMARY KEY, a TEXT, b BYTEA)')
+            insert = bulk.ManyRows.insert("postgresql", '"many"', MANY, ("n",), ("a",))
+            update = bulk.ManyRows.update("postgresql", '"many"', {"a": "text", "b": "bytea", "n": "bigint"}, "n", exact=True)
+            for table in (rows, rows[::2], [(n, a, b) for a, b, n in changed]):  # what is there already keeps its `b`
+                insert.write(connection, table)
+            update.write(connection, changed[::2])
+            stored.append(connection.exec_driver_sql('SELECT n, a, b FROM "many" ORDER BY n').all())
+            connection.rollback()
+    assert stored[0] == stored[1]
+    assert len(stored[0]) == len(rows)
+
+
+def test_a_number_beyond_json_is_refused_like_any_other_that_is_too_large(hostile):
+    connection, _ = hostile
+    for number in (2**63, 2**70):
+        dialects.begin_write(connection)
+        connection.exec_driver_sql('CREATE TABLE "many" (n BIGINT PRIMARY KEY, a TEXT, b BYTEA)')
+        with pytest.raises(sa.exc.DBAPIError) as caught:
+            bulk.ManyRows.insert("postgresql", '"many"', MANY, ("n",), ("a",)).write(
+                connection, [(1, "", b""), (number, "", b"")])
+        assert classify(caught.value).fault is Fault.POISON
+        connection.rollback()
+
+
 def test_under_row_level_security_rows_are_inserted_not_copied(postgresql_url, engine_of):
     engine = engine_of(postgresql_url)
     with engine.connect() as connection:
