@@ -239,6 +239,7 @@ def _postgresql_engine(url: URL, settings: Settings) -> Engine:
     engine = create_engine(
         url, connect_args=arguments, **options, poolclass=QueuePool, pool_size=2, max_overflow=8, pool_pre_ping=True,
         pool_recycle=1800, pool_timeout=settings.connect_timeout, use_native_hstore=False,
+        pool_use_lifo=True,  # the connection that was used last: its server process has everything at hand
         # Under REPEATABLE READ the snapshot would be older than the lock we waited for. Sent with each BEGIN.
         isolation_level="READ COMMITTED",
     )
