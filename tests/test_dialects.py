@@ -541,6 +541,25 @@ def test_lost_connections_are_outages_and_heal(no_leaks, cuttable_postgresql, en
     proxy.close()
 
 
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+@pytest.mark.parametrize("after", [dialects.PING_AFTER, 0.0])
+def test_a_connection_that_was_lost_while_nobody_used_it_is_not_used(
+    no_leaks, postgresql_url, engine_of, driver, after, monkeypatch
+):
+    """Whether it was used a moment ago or not."""
+    monkeypatch.setattr(dialects, "PING_AFTER", after)
+    engine = engine_of(postgres.text(sa.make_url(postgresql_url), driver))
+    pids = []
+    for _ in range(2):
+        with engine.connect() as connection:
+            pids.append(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar())
+    assert pids[0] == pids[1]
+    with engine_of(postgresql_url).connect() as other:
+        other.exec_driver_sql("SELECT pg_terminate_backend(%s, 5000)", (pids[0],))
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT pg_backend_pid()").scalar() != pids[0]
+
+
 def test_a_server_that_does_not_answer_is_given_up_in_time(cuttable_postgresql, engine_of):
     url, proxy = cuttable_postgresql
     proxy.freeze()
