@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import select
 import sqlite3
 import stat
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +22,7 @@ from urllib.parse import quote as quote_path
 
 import orjson
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
@@ -41,6 +43,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 LOCK_WAIT = "10s"
 """Longest wait for one lock on PostgreSQL: then the attempt counts as an outage and is tried again."""
+
+PING_AFTER = 1.0
+"""Seconds after which a connection of the pool is asked whether it is alive before it is used again."""
 
 ROW_LOCK_ENV = "OTEL_CMB_RUN_LOCKS"
 """`rows` in this variable takes the row-lock path on an engine that has advisory locks (for tests)."""
@@ -170,6 +175,8 @@ def make_engine(settings: Settings, *, read_only: bool = False) -> Engine:
     else:
         engine = _postgresql_engine(url, settings)
     _refuse_inherited_connections(engine)
+    if url.drivername != SQLITE:
+        _refuse_lost_connections(engine)
     return engine
 
 
@@ -237,8 +244,9 @@ def _postgresql_engine(url: URL, settings: Settings) -> Engine:
         # psycopg2 sends row by row otherwise, a round trip each (psycopg 3 sends them in a pipeline by itself).
         options = {"executemany_mode": "values_plus_batch", "executemany_batch_page_size": 256}
     engine = create_engine(
-        url, connect_args=arguments, **options, poolclass=QueuePool, pool_size=2, max_overflow=8, pool_pre_ping=True,
+        url, connect_args=arguments, **options, poolclass=QueuePool, pool_size=2, max_overflow=8,
         pool_recycle=1800, pool_timeout=settings.connect_timeout, use_native_hstore=False,
+        pool_use_lifo=True,  # the connection that was used last: its server process has everything at hand
         # Under REPEATABLE READ the snapshot would be older than the lock we waited for. Sent with each BEGIN.
         isolation_level="READ COMMITTED",
     )
@@ -276,6 +284,34 @@ def _refuse_inherited_connections(engine: Engine) -> None:
             _inherited.append(connection)
             record.dbapi_connection = proxy.dbapi_connection = None
             raise DisconnectionError("this connection belongs to the parent process")
+
+
+def _refuse_lost_connections(engine: Engine) -> None:
+    """A connection that was used a moment ago, and on which nothing came since, is not asked whether it is alive: that is a
+    round trip of each transaction (`pool_pre_ping`). A server that goes away says so, or its host closes the connection."""
+
+    @event.listens_for(engine, "connect")
+    @event.listens_for(engine, "checkin")
+    def _remember_use(_connection: Any, record: Any) -> None:
+        record.info["used"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _check_alive(connection: Any, record: Any, _proxy: Any) -> None:
+        if time.monotonic() - record.info["used"] < PING_AFTER and not _has_news(connection):
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError(str(error)) from error
+
+
+def _has_news(connection: Any) -> bool:
+    """Whether something came on a connection nobody uses: most likely its end."""
+    if connection.closed or not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def connect(engine: Engine) -> Connection:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 from sqlalchemy import Connection
@@ -18,15 +18,16 @@ from sqlalchemy import Connection
 from otel_cmb import clock, mapper, rebuild
 from otel_cmb.beside import KEPT_NS, Beside, prefix_of
 from otel_cmb.binding import Binding
+from otel_cmb.bulk import ManyRows
 from otel_cmb.config import Settings
 from otel_cmb.dialects import in_list, insert_sql, list_param, mark, qualified, timestamp
 from otel_cmb.event import Event, Span, event_id, trace_id_range
 from otel_cmb.history import whole
-from otel_cmb.search_index import IndexWriter
+from otel_cmb.search_index import Found, IndexWriter
 from otel_cmb.traces import Trace, further_spans
 from otel_cmb.values import as_dict
 
-__all__ = ["Known"]
+__all__ = ["Known", "Saving"]
 
 _log = logging.getLogger("otel_cmb")
 T = TypeVar("T")
@@ -34,6 +35,15 @@ T = TypeVar("T")
 _CHUNK = 100
 """Traces asked for in one statement: keeps it under SQLite's limits on terms and expression depth."""
 
+
+class Saving(NamedTuple):
+    """What is to be written of traces beside their rows, see :meth:`Known.gather`."""
+
+    traces: list[Trace]
+    put: list[tuple[str, str]]
+    drop: list[str]
+    found: Found | None
+    signed: list[tuple[str, str, int, int]]
 
 
 class Known:
@@ -47,6 +57,10 @@ class Known:
         self._bodies: dict[str, dict[str, Any]] = {}
         self.beside = None if binding.owned else Beside(directory)
         self._search = IndexWriter(binding.dialect, binding.schema) if binding.owned else None
+        self._sign = ManyRows.insert(
+            binding.dialect, self._own("otel_cmb_traces"),
+            {"trace_id": "text", "writer": "text", "start_ns": "bigint", "end_ns": "bigint"},
+            ("trace_id",), ("writer", "start_ns", "end_ns"))
         self._cleaned = 0
 
     def _own(self, table: str) -> str:
@@ -177,8 +191,9 @@ class Known:
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
-    def save(self, connection: Connection, changes: Sequence[tuple[Trace, Mapping[str, Event]]], writer: str) -> None:
-        """Skeletons of new spans without a row, and who wrote the traces."""
+    def gather(self, changes: Sequence[tuple[Trace, Mapping[str, Event]]], writer: str) -> Saving:
+        """What :meth:`save` is to write: skeletons of new spans without a row, what makes the others findable, and who
+        wrote the traces. Asks the database nothing."""
         put: list[tuple[str, str]] = []
         drop: list[str] = []
         stored: list[Span] = []
@@ -195,16 +210,22 @@ class Known:
                     put.append((id_, orjson.dumps(mapper.skeleton(facts)).decode()))
                     trace.skeletons.add(id_)
             trace.touched.clear()
+        traces = [trace for trace, _ in changes]
+        found = None if self._search is None else self._search.gather(stored)
+        return Saving(traces, put, drop, found, [] if self.beside is not None else _signed(traces, writer))
+
+    def save(self, connection: Connection, saving: Saving) -> None:
+        """Write what was gathered."""
         if self.beside is not None:
-            self.beside.save(put, drop)
-            markers = self.markers(connection, [trace.trace_id for trace, _ in changes])
-            for trace, _ in changes:
+            self.beside.save(saving.put, saving.drop)
+            markers = self.markers(connection, [trace.trace_id for trace in saving.traces])
+            for trace in saving.traces:
                 trace.marker = markers.get(trace.trace_id)
             return
-        self._save_owned(connection, put, drop)
-        if self._search is not None:
-            self._search.write(connection, stored)
-        self._sign(connection, [trace for trace, _ in changes], writer)
+        self._save_owned(connection, saving.put, saving.drop)
+        if self._search is not None and saving.found is not None:
+            self._search.write(connection, saving.found)
+        self._sign.write(connection, saving.signed)
 
     def _save_owned(self, connection: Connection, put: Sequence[tuple[str, str]], drop: Sequence[str]) -> None:
         table, dialect = self._own("otel_cmb_spans"), self._binding.dialect
@@ -223,22 +244,21 @@ class Known:
                 f"DELETE FROM {table} WHERE seen_at < {self._mark}",
                 (timestamp(dialect, "timestamp", now - KEPT_NS),))
 
-    def _sign(self, connection: Connection, traces: Sequence[Trace], writer: str) -> None:
-        rows = []
-        for trace in traces:
-            spans = [facts.span for facts in trace.facts.values()]
-            start = min([span.start_ns for span in spans])
-            end = max([span.end_ns or span.start_ns for span in spans])
-            signature = (start, end)
-            if trace.marker == writer and trace.signed == signature:
-                continue
-            trace.marker, trace.signed = writer, signature
-            rows.append((trace.trace_id, writer, start, end))
-        if rows:
-            connection.exec_driver_sql(
-                insert_sql(self._binding.dialect, self._own("otel_cmb_traces"),
-                           ("trace_id", "writer", "start_ns", "end_ns"), conflict=("trace_id",),
-                           update=("writer", "start_ns", "end_ns")), sorted(rows))
+
+def _signed(traces: Sequence[Trace], writer: str) -> list[tuple[str, str, int, int]]:
+    """Rows that say who wrote the traces and when they were, where that is not what the database says already."""
+    rows = []
+    for trace in traces:
+        spans = [facts.span for facts in trace.facts.values()]
+        start = min([span.start_ns for span in spans])
+        end = max([span.end_ns or span.start_ns for span in spans])
+        signature = (start, end)
+        if trace.marker == writer and trace.signed == signature:
+            continue
+        trace.marker, trace.signed = writer, signature
+        rows.append((trace.trace_id, writer, start, end))
+    rows.sort()
+    return rows
 
 
 def _chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -6,13 +6,14 @@ This is the hot path of the writer: what depends on the database only is decided
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
 
 from otel_cmb import rebuild, tagged
 from otel_cmb.binding import Binding
+from otel_cmb.bulk import ManyRows
 from otel_cmb.dialects import SQLITE, update_sql
 from otel_cmb.event import Event, derived_id
 from otel_cmb.history import MIN_BYTES
@@ -21,7 +22,6 @@ from otel_cmb.sanitize import clean, clean_text, fit
 __all__ = ["EventRows", "Placement", "json_fit", "json_text", "side_rows"]
 
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - rows hold naive UTC
-_EPOCH_AWARE = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _INT32 = 2**31 - 1
 _BACKSLASH = ord("\\")
 
@@ -58,7 +58,7 @@ class Placement:
 class EventRows:
     """Statements and values for one database's `execution_events`, `files` and `messages`."""
 
-    LINKS = ("parent_event_id", "depth", "execution_order")
+    _LINKS = {"parent_event_id": "text", "depth": "bigint", "execution_order": "bigint", "id": "text"}  # noqa: RUF012
 
     def __init__(
         self, binding: Binding, intern: Callable[[dict[str, Any]], str] | None = None,
@@ -80,7 +80,7 @@ class EventRows:
         self.inserted = (*self.columns, *fill)
         self._changing = tuple(name for name in self.columns if name != "id")
         self.update = update_sql(binding.dialect, info.qualified, self._changing)
-        self.update_links = update_sql(binding.dialect, info.qualified, self.LINKS)
+        self.links = ManyRows.update(binding.dialect, info.qualified, self._LINKS, "id", exact=binding.owned)
 
     def insert_values(self, event: Event, place: Placement) -> tuple[Any, ...]:
         return (*self._values(event, place), *self._fill)
@@ -165,22 +165,19 @@ _NAMES = {"event_type": 50, "event_subtype": 50, "agent_name": 100, "agent_role"
 """Characters of the text columns that could be too short, where the column says nothing."""
 
 
-def _time_maker(binding: Binding, table: str, column: str) -> Callable[[int], Any]:
-    """Nanoseconds to what the column's driver takes: text on SQLite, naive UTC or aware UTC on PostgreSQL."""
-    if binding.dialect == SQLITE:
-        last: list[Any] = [None, ""]
+def _time_maker(binding: Binding, table: str, column: str) -> Callable[[int], str]:
+    """Nanoseconds to the text of a time in UTC, as SQLite keeps it and PostgreSQL reads it whatever its settings are."""
+    zone = "+00" if binding.dialect != SQLITE and binding.tables[table].columns[column].kind == "timestamptz" else ""
+    last: list[Any] = [None, ""]
 
-        def as_text(ns: int) -> str:
-            seconds = ns // 1_000_000_000
-            if seconds != last[0]:  # most events of a batch share a second
-                last[1] = (_EPOCH + timedelta(seconds=seconds)).isoformat(" ") + "."
-                last[0] = seconds
-            return f"{last[1]}{str(1_000_000 + ns // 1000 % 1_000_000)[1:]}"
+    def as_text(ns: int) -> str:
+        seconds = ns // 1_000_000_000
+        if seconds != last[0]:  # most events of a batch share a second
+            last[1] = (_EPOCH + timedelta(seconds=seconds)).isoformat(" ") + "."
+            last[0] = seconds
+        return f"{last[1]}{str(1_000_000 + ns // 1000 % 1_000_000)[1:]}{zone}"
 
-        return as_text
-    aware = binding.tables[table].columns[column].kind == "timestamptz"
-    epoch = _EPOCH_AWARE if aware else _EPOCH
-    return lambda ns: epoch + timedelta(microseconds=ns // 1000)
+    return as_text
 
 
 def side_rows(event: Event, place: Placement) -> list[tuple[str, dict[str, Any]]]:

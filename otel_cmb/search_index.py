@@ -7,7 +7,7 @@ them all is then seen on the span. All facts of a span are in one part, and a pa
 :data:`SPREAD_NS` of its key, so a time range of spans is a range of keys. That is about 25 bytes a span; an index of
 attributes would be ten times that. `otel_cmb_operations` has every service, operation and kind once.
 
-Pure but for :class:`IndexWriter.write`, which the store calls inside its transaction.
+Pure but for :meth:`IndexWriter.write`, which the store calls inside its transaction.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import orjson
 from sqlalchemy import Connection
 
+from otel_cmb.bulk import ManyRows
 from otel_cmb.dialects import insert_sql, qualified
 from otel_cmb.event import Resource, Scope, Span
 from otel_cmb.sanitize import fit
 
 __all__ = [
     "MAX_TEXT", "OPERATION", "SCOPE_NAME", "SCOPE_VERSION", "SERVICE", "SPAN_KIND", "SPAN_STATUS", "SPREAD_NS",
-    "Facts", "IndexWriter", "Part", "as_string", "forget_everywhere", "service_of", "tag",
+    "Facts", "Found", "IndexWriter", "Part", "as_string", "forget_everywhere", "service_of", "tag",
 ]
 
 SPREAD_NS = 15 * 60 * 1_000_000_000
@@ -217,7 +218,17 @@ class Part:
                 self.tags)
 
 
-_COLUMNS = ("key_ns", "part", "trace_id", "first_ns", "last_ns", "shortest_ns", "longest_ns", "tags")
+class Found(NamedTuple):
+    """What spans add to the two tables."""
+
+    parts: list[tuple[Any, ...]]
+    operations: dict[tuple[str, str, int], int]
+
+
+_COLUMNS = {
+    "key_ns": "bigint", "part": "bigint", "trace_id": "text", "first_ns": "bigint", "last_ns": "bigint",
+    "shortest_ns": "bigint", "longest_ns": "bigint", "tags": "bytea",
+}
 _MAX_NS = 2**63 - 1 - SPREAD_NS
 
 
@@ -242,14 +253,14 @@ class IndexWriter:
         self._parts: OrderedDict[str, Part] = OrderedDict()
         self._operations: dict[tuple[str, str, int], int] = {}
         self._facts = Facts()
-        self._put_part = insert_sql(
-            dialect, qualified("otel_cmb_search", schema), _COLUMNS, conflict=_COLUMNS[:2], update=_COLUMNS[3:])
+        self._put_parts = ManyRows.insert(
+            dialect, qualified("otel_cmb_search", schema), _COLUMNS, ("key_ns", "part"), tuple(_COLUMNS)[3:])
         self._put_operation = insert_sql(
             dialect, qualified("otel_cmb_operations", schema), ("service", "name", "kind", "last_ns"),
             conflict=("service", "name", "kind"), update=("last_ns",))
 
-    def write(self, connection: Connection, spans: Sequence[Span]) -> None:
-        """Make stored spans findable, in the transaction that stores them."""
+    def gather(self, spans: Sequence[Span]) -> Found:
+        """What makes these spans findable, for :meth:`write`. Asks the database nothing."""
         parts: dict[tuple[int, int], Part] = {}
         operations: dict[tuple[str, str, int], int] = {}
         trace_id, part, written = "", None, None
@@ -273,15 +284,19 @@ class IndexWriter:
             key = (service, fit(span.name, _NAME) or "", span.kind)
             if self._operations.get(key, 0) + _SEEN_NS <= start:
                 operations[key] = max(start, operations.get(key, 0))
-        if parts:
-            connection.exec_driver_sql(self._put_part, [parts[key].row() for key in sorted(parts)])
+        while len(self._parts) > _OPEN_PARTS:
+            self._parts.popitem(last=False)
+        return Found([parts[key].row() for key in sorted(parts)], operations)
+
+    def write(self, connection: Connection, found: Found) -> None:
+        """Make the spans findable, in the transaction that stores them."""
+        self._put_parts.write(connection, found.parts)
+        operations = found.operations
         if operations:
             connection.exec_driver_sql(self._put_operation, [(*key, operations[key]) for key in sorted(operations)])
             if len(self._operations) > 10_000:
                 self._operations.clear()
             self._operations.update(operations)
-        while len(self._parts) > _OPEN_PARTS:
-            self._parts.popitem(last=False)
 
     def forget(self) -> None:
         """The last transaction failed, or the database may be another one: operations are written anew."""

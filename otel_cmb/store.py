@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Engine
 
 from otel_cmb import rebuild
 from otel_cmb.binding import Binding, bind
-from otel_cmb.bulk import insert_rows
+from otel_cmb.bulk import inserting
 from otel_cmb.commands import Commands
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.dialects import (
@@ -332,8 +332,7 @@ class Store:
             id_ for change in changes for id_ in change.trace.orders
             if id_ not in change.after and id_ not in change.trace.unread]
         outside = self._links.outside(connection, changes, gone)
-        inserts: list[tuple[Any, ...]] = []
-        updates: list[tuple[Any, ...]] = []
+        contents: list[tuple[Event, Placement, bool]] = []  # what is written whole, and whether it is a new row
         links: list[tuple[Any, ...]] = []
         side: list[tuple[str, dict[str, Any]]] = []
         for change in changes:
@@ -345,27 +344,38 @@ class Store:
                 if held is not None and order == held and old is not None and (old is event or old == event):
                     continue
                 place = self._placement(connection, event, order, event.depth + lift.get(id_, 0), outside.parents)
-                if held is None:
-                    inserts.append(self._rows.insert_values(event, place))
-                    side += side_rows(event, place)
-                elif old is None or not _same_content(old, event):
-                    updates.append(self._rows.update_values(event, place))
+                if held is None or old is None or not _same_content(old, event):
+                    contents.append((event, place, held is None))
                     side += side_rows(event, place)
                 else:
                     links.append(self._rows.link_values(event, place))
-        self._write_interned(connection)
-        self._history.write(connection)
         self._delete(connection, gone)
-        insert_rows(connection, self._events, self._rows.inserted, inserts)
+        updates: list[tuple[Any, ...]] = []
+        with inserting(
+            connection, self._events, self._rows.inserted, self._made(contents, updates), sum([new for _, _, new in contents])
+        ):  # PostgreSQL checks the rows' keys meanwhile
+            saving = self._known.gather([(change.trace, change.after) for change in changes], self._writer)
+        self._write_interned(connection)  # what the rows turned out to refer to
+        self._history.write(connection)
         _many(connection, self._rows.update, updates)
-        _many(connection, self._rows.update_links, links)
+        self._rows.links.write(connection, links)
         self._write_side(connection, side)
         self._links.settle(connection, changes, gone)
-        self._known.save(connection, [(change.trace, change.after) for change in changes], self._writer)
+        self._known.save(connection, saving)
         self._enrich(connection, changes)
         for change in changes:
             unread = {id_: change.trace.orders[id_] for id_ in change.trace.unread}
             change.trace.orders = {**unread, **{id_: orders[id_] for id_ in change.after}}
+
+    def _made(
+        self, contents: Sequence[tuple[Event, Placement, bool]], updates: list[tuple[Any, ...]]
+    ) -> Iterator[tuple[Any, ...]]:
+        """The new rows; those that change are added to `updates`. In one go: how a row is packed depends on those before."""
+        for event, place, new in contents:
+            if new:
+                yield self._rows.insert_values(event, place)
+            else:
+                updates.append(self._rows.update_values(event, place))
 
     def _next_order(self, connection: Connection, run_id: str) -> int:
         value = connection.exec_driver_sql(

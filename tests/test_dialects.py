@@ -9,10 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 
+import orjson
 import pytest
 import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import postgres
 
 from otel_cmb import binding, bulk, config, dialects
@@ -537,6 +541,25 @@ def test_lost_connections_are_outages_and_heal(no_leaks, cuttable_postgresql, en
     proxy.close()
 
 
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+@pytest.mark.parametrize("after", [dialects.PING_AFTER, 0.0])
+def test_a_connection_that_was_lost_while_nobody_used_it_is_not_used(
+    no_leaks, postgresql_url, engine_of, driver, after, monkeypatch
+):
+    """Whether it was used a moment ago or not."""
+    monkeypatch.setattr(dialects, "PING_AFTER", after)
+    engine = engine_of(postgres.text(sa.make_url(postgresql_url), driver))
+    pids = []
+    for _ in range(2):
+        with engine.connect() as connection:
+            pids.append(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar())
+    assert pids[0] == pids[1]
+    with engine_of(postgresql_url).connect() as other:
+        other.exec_driver_sql("SELECT pg_terminate_backend(%s, 5000)", (pids[0],))
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT pg_backend_pid()").scalar() != pids[0]
+
+
 def test_a_server_that_does_not_answer_is_given_up_in_time(cuttable_postgresql, engine_of):
     url, proxy = cuttable_postgresql
     proxy.freeze()
@@ -654,7 +677,8 @@ def test_many_rows_arrive_as_they_were(owned, count):
     rows = event_rows(found.dialect, count)
     with engine.connect() as connection:
         dialects.begin_write(connection)
-        bulk.insert_rows(connection, found.tables["execution_events"], EVENT, rows)
+        with bulk.inserting(connection, found.tables["execution_events"], EVENT, iter(rows), count):
+            pass
         connection.commit()
         select = "SELECT execution_order, error_message FROM execution_events ORDER BY 1"
         stored = connection.exec_driver_sql(select).all()
@@ -671,11 +695,129 @@ def test_a_bad_row_among_many_spoils_all_and_is_told(owned):
             (event_rows(found.dialect, 20) + event_rows(found.dialect, 1, 30, "no such run"), Fault.POISON),
         ):
             dialects.begin_write(connection)
-            with pytest.raises(sa.exc.IntegrityError) as caught:
-                bulk.insert_rows(connection, found.tables["execution_events"], EVENT, rows)
+            with (
+                pytest.raises(sa.exc.IntegrityError) as caught,
+                bulk.inserting(connection, found.tables["execution_events"], EVENT, rows, len(rows)),
+            ):
+                pass
             assert classify(caught.value).fault is fault
             connection.rollback()
         assert connection.exec_driver_sql("SELECT count(*) FROM execution_events").scalar() == 0
+
+
+def test_what_goes_wrong_beside_the_rows_is_told_and_the_connection_goes_on(owned):
+    """While rows are made, or while the database checks them; also when the database has something to say too."""
+    engine, found = owned
+    events = found.tables["execution_events"]
+
+    def failing():
+        yield from event_rows(found.dialect, 300)
+        raise ZeroDivisionError
+
+    def block(rows, count=300):
+        with bulk.inserting(connection, events, EVENT, rows, count):
+            raise ZeroDivisionError
+
+    with engine.connect() as connection:
+        for rows in (failing(), event_rows(found.dialect, 300)):
+            dialects.begin_write(connection)
+            with pytest.raises(ZeroDivisionError):
+                block(rows)
+            connection.rollback()
+        dialects.begin_write(connection)
+        with pytest.raises((ZeroDivisionError, sa.exc.IntegrityError)):
+            block(event_rows(found.dialect, 300, run="no such run"))
+        connection.rollback()
+        dialects.begin_write(connection)
+        with bulk.inserting(connection, events, EVENT, event_rows(found.dialect, 300), 300):
+            pass
+        connection.commit()
+        assert connection.exec_driver_sql("SELECT count(*) FROM execution_events").scalar() == 300
+
+
+def test_rows_larger_than_every_buffer_are_copied(owned):
+    engine, found = owned
+    rows = [(*row[:-1], "é" * 500_000) for row in event_rows(found.dialect, 30)]
+    with engine.connect() as connection:
+        dialects.begin_write(connection)
+        with bulk.inserting(connection, found.tables["execution_events"], EVENT, rows, len(rows)):
+            pass
+        connection.commit()
+        lengths = connection.exec_driver_sql("SELECT length(error_message) FROM execution_events").scalars().all()
+        assert lengths == [500_000] * 30
+
+
+TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=30) | st.lists(
+    st.sampled_from(["\\", "\t", "\n", "\r", "\b", "\v", "N", ".", "", "x", "1", "\x1f", "\x7f", "'", '"', "é", "😀"]),
+).map("".join)
+
+
+@pytest.fixture(scope="module")
+def hostile(postgresql_databases):
+    with postgresql_databases.database() as url:
+        engine = dialects.make_engine(settings_for(postgres.text(url)))
+        with engine.connect() as connection:
+            found = binding.bind(connection, settings_for(postgres.text(url)))
+            dialects.begin_write(connection)
+            connection.exec_driver_sql("CREATE TABLE odd (n INTEGER, a TEXT, b TEXT, c JSON)")
+            connection.commit()
+            yield connection, replace(found.tables["execution_events"], qualified='"odd"')
+        engine.dispose()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(TEXTS | st.none(), TEXTS | st.none(), TEXTS), min_size=1, max_size=40))
+def test_every_text_is_copied_as_it_is(hostile, texts):
+    connection, table = hostile
+    rows = [(n, a, b, orjson.dumps(c).decode()) for n, (a, b, c) in enumerate(texts)]
+    rows += [(n, None, "", "null") for n in range(len(rows), bulk.COPY_FROM)]
+    dialects.begin_write(connection)
+    with bulk.inserting(connection, table, ("n", "a", "b", "c"), iter(rows), len(rows)):
+        pass
+    stored = connection.exec_driver_sql("SELECT n, a, b, c::text FROM odd ORDER BY n").all()
+    connection.rollback()
+    assert [tuple(row) for row in stored] == rows
+
+
+MANY = {"n": "bigint", "a": "text", "b": "bytea"}
+INT64 = st.integers(-(2**63), 2**63 - 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(INT64, TEXTS | st.none(), st.binary(max_size=30) | st.none()), max_size=8, unique_by=lambda row: row[0]),
+    st.lists(st.tuples(TEXTS | st.none(), st.binary(max_size=30)), min_size=8, max_size=8),
+)
+def test_rows_that_go_as_one_json_are_those_that_go_one_by_one(hostile, rows, others):
+    connection, _ = hostile
+    changed = [(*other, row[0]) for row, other in zip(rows, others, strict=False)]
+    stored = []
+    for shared in (0, 99):  # from how many rows on they share a statement
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bulk, "JSON_FROM", shared)
+            dialects.begin_write(connection)
+            connection.exec_driver_sql('CREATE TABLE "many" (n BIGINT PRIMARY KEY, a TEXT, b BYTEA)')
+            insert = bulk.ManyRows.insert("postgresql", '"many"', MANY, ("n",), ("a",))
+            update = bulk.ManyRows.update("postgresql", '"many"', {"a": "text", "b": "bytea", "n": "bigint"}, "n", exact=True)
+            for table in (rows, rows[::2], [(n, a, b) for a, b, n in changed]):  # what is there already keeps its `b`
+                insert.write(connection, table)
+            update.write(connection, changed[::2])
+            stored.append(connection.exec_driver_sql('SELECT n, a, b FROM "many" ORDER BY n').all())
+            connection.rollback()
+    assert stored[0] == stored[1]
+    assert len(stored[0]) == len(rows)
+
+
+def test_a_number_beyond_json_is_refused_like_any_other_that_is_too_large(hostile):
+    connection, _ = hostile
+    for number in (2**63, 2**70):
+        dialects.begin_write(connection)
+        connection.exec_driver_sql('CREATE TABLE "many" (n BIGINT PRIMARY KEY, a TEXT, b BYTEA)')
+        with pytest.raises(sa.exc.DBAPIError) as caught:
+            bulk.ManyRows.insert("postgresql", '"many"', MANY, ("n",), ("a",)).write(
+                connection, [(1, "", b""), (number, "", b"")])
+        assert classify(caught.value).fault is Fault.POISON
+        connection.rollback()
 
 
 def test_under_row_level_security_rows_are_inserted_not_copied(postgresql_url, engine_of):
@@ -697,8 +839,12 @@ def test_a_connection_lost_during_copy_is_an_outage(cuttable_postgresql, engine_
         found = binding.bind(connection, settings_for(url))
         dialects.begin_write(connection)
         proxy.cut()
-        with pytest.raises(sa.exc.DBAPIError) as caught:
-            bulk.insert_rows(connection, found.tables["execution_events"], EVENT, event_rows("postgresql", 5000))
+        rows = event_rows("postgresql", 5000)
+        with (
+            pytest.raises(sa.exc.DBAPIError) as caught,
+            bulk.inserting(connection, found.tables["execution_events"], EVENT, rows, len(rows)),
+        ):
+            pass
         assert classify(caught.value).fault is Fault.OUTAGE
         connection.rollback()
     proxy.restore()
