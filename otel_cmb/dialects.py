@@ -29,6 +29,7 @@ from sqlalchemy.pool import QueuePool
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.errors import ConfigurationError, DatabaseUnavailableError, DatabaseURLError
 from otel_cmb.faults import Fault, Verdict, classify
+from otel_cmb.sqlite_rows import insert_rows
 
 __all__ = [
     "POSTGRESQL", "SQLITE", "Fault", "Verdict", "begin_read", "begin_write", "check_url", "classify", "clear_errors",
@@ -204,6 +205,12 @@ def _sqlite_engine(url: URL, path: str, settings: Settings, read_only: bool) -> 
         url, creator=connect, poolclass=QueuePool, pool_size=2, max_overflow=8, pool_timeout=settings.connect_timeout
     )
     _refuse_removed_files(engine, path)
+
+    @event.listens_for(engine, "do_executemany")
+    def _in_few_steps(cursor: sqlite3.Cursor, statement: str, parameters: Sequence[Any], _context: Any) -> bool:
+        insert_rows(cursor, statement, parameters)
+        return True
+
     return engine
 
 

@@ -31,13 +31,13 @@ def command_body(command: dict[str, Any]) -> bytes:
 
 def item_of(seq: int, body: bytes, *, settle: bool) -> Item:
     """What a body says. Raises one of `UNREADABLE`."""
-    kind, rest = body[:1], body[1:]
+    kind = body[:1]
     if kind in (END, START):
-        return Item(seq, span=journal_spans.decode(rest), settle=settle)
+        return Item(seq, journal_spans.decode(body, 1), None, None, settle)
     if kind == COMMAND:
-        return Item(seq, command=orjson.loads(rest))
+        return Item(seq, command=orjson.loads(body[1:]))
     if kind == CONTENT:
-        return Item(seq, content=journal_spans.decode(rest))
+        return Item(seq, content=journal_spans.decode(body, 1))
     raise ValueError(f"unknown kind {kind!r}")
 
 

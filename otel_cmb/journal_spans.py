@@ -19,6 +19,8 @@ __all__ = ["decode", "encode", "encode_plain"]
 _SEPARATOR = b"\x1e"
 _encoded: dict[tuple[int, int], tuple[Any, Any, bytes]] = {}
 _decoded: dict[bytes, Any] = {}
+_pairs: dict[bytes, tuple[Resource, Scope]] = {}
+"""Of both texts together: one look for a span."""
 
 
 def encode(span: Span) -> bytes:
@@ -63,24 +65,37 @@ def _encoded_shared(resource: Resource, scope: Scope) -> bytes:
     return found[2]
 
 
-def decode(data: bytes) -> Span:
-    """The span :func:`encode` was given. Spans with equal resources share one object. `ValueError` when the bytes are
-    not whole."""
-    parts = data.split(_SEPARATOR)
-    if len(parts) != 3:
-        raise ValueError(f"an encoded span has 3 parts, found {len(parts)} in {len(data)} bytes")
-    body = tagged.loads(parts[0])
+def decode(data: bytes, begin: int = 0) -> Span:
+    """The span :func:`encode` was given; its bytes are those from `begin` on. Spans with equal resources share one object.
+    `ValueError` when the bytes are not whole."""
+    end = data.find(_SEPARATOR, begin)
+    if end < 0:
+        raise ValueError(f"an encoded span has 3 parts, found 1 in {len(data) - begin} bytes")
+    body = tagged.loads(data[begin:end])
+    shared = data[end:]
+    known = _pairs.get(shared)
+    resource, scope = known if known is not None else _decoded_pair(shared)
     events, links = body[8], body[9]
     return Span(
         body[0], body[1], body[3], body[5], None if body[6] == -1 else body[6], None if body[2] == 0 else body[2],
         body[4], body[10], body[11], body[7],
         [SpanEvent(*item) for item in events] if events else [],
         [Link(*item) for item in links] if links else [],
-        _decoded_shared(parts[1], rebuild.resource_of), _decoded_shared(parts[2], rebuild.scope_of),
-        body[12], body[13], body[14], body[15], body[16],
+        resource, scope, body[12], body[13], body[14], body[15], body[16],
         Stamp(*[None if item == 0 else item for item in body[17]]),
         body[18],
     )
+
+
+def _decoded_pair(shared: bytes) -> tuple[Resource, Scope]:
+    parts = shared.split(_SEPARATOR)
+    if len(parts) != 3:
+        raise ValueError(f"an encoded span has 3 parts, found {len(parts)}")  # the first, empty, is where the span's own was
+    if len(_pairs) >= 256:
+        _pairs.clear()
+    found = _decoded_shared(parts[1], rebuild.resource_of), _decoded_shared(parts[2], rebuild.scope_of)
+    _pairs[shared] = found
+    return found
 
 
 def _decoded_shared(data: bytes, make: Callable[[Mapping[str, Any]], Any]) -> Any:

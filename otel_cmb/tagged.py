@@ -57,7 +57,8 @@ def dumps(value: Any) -> bytes:
 def loads(data: bytes | str) -> Any:
     """The exact value that :func:`dumps` was given."""
     value = orjson.loads(data)
-    marked = b'"~' in data if isinstance(data, bytes) else '"~' in data
+    # one character first, see `holds`
+    marked = _TILDE in data and b'"~' in data if isinstance(data, bytes) else "~" in data and '"~' in data
     return untag(value) if marked else value
 
 

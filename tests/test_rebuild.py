@@ -281,3 +281,20 @@ def test_the_interner_gives_each_body_once() -> None:
 def test_half_a_record_is_refused() -> None:
     with pytest.raises(ValueError, match="3 parts"):
         journal_spans.decode(b"[1,2")
+    whole = journal_spans.encode(Span("1" * 32, "4" * 16, "a", 1, 2))
+    own, resource, scope = whole.split(b"\x1e")
+    for parts in ([own, resource], [own, resource, scope, scope], [own + b"[", resource, scope], [own, resource, scope + b"["]):
+        for _ in range(2):  # a text that cannot be read is not remembered as if it could
+            with pytest.raises(ValueError):
+                journal_spans.decode(b"\x1e".join(parts))
+    assert exact_spans([journal_spans.decode(b"e" + whole, 1)]) == exact_spans([journal_spans.decode(whole)])
+
+
+def test_decoded_spans_share_resource_and_scope() -> None:
+    def made(scope: str) -> Span:
+        return journal_spans.decode(journal_spans.encode(
+            Span("1" * 32, "4" * 16, "a", 1, 2, resource=Resource({"service.name": "shared"}), scope=Scope(scope))))
+
+    first, second, other = made("one"), made("one"), made("two")
+    assert first.resource is second.resource is other.resource
+    assert first.scope is second.scope and other.scope.name == "two"
