@@ -16,6 +16,7 @@ from otel_cmb.capture import keeps_all, strip_content
 from otel_cmb.config import Settings
 from otel_cmb.errors import ConfigurationError, JournalError
 from otel_cmb.event import Resource, Scope, Span
+from otel_cmb.few import Few, weight
 from otel_cmb.journal import Journal, JournalFullError
 from otel_cmb.journal_records import END, Record
 from otel_cmb.ledger import Ledger
@@ -59,7 +60,7 @@ class Intake:
         self._pid = os.getpid()
         self._redactor = Redactor() if settings.redact else None
         self._shapes = Shapes(self._redactor, settings.max_value_bytes)
-        self._shared: dict[tuple[int, int], tuple[Resource, Scope, Resource, Scope]] = {}
+        self._shared: Few[tuple[int, int], tuple[Resource, Scope, Resource, Scope]] = Few()
         self.reset()
 
     def reset(self) -> None:
@@ -150,10 +151,9 @@ class Intake:
         if known is None:
             carrier = Span("", "", "", 0, resource=span.resource, scope=span.scope)
             self._clean(carrier)
-            if len(self._shared) >= 256:
-                self._shared.clear()
             # with the objects themselves, so that their ids cannot be reused
-            known = self._shared[key] = (span.resource, span.scope, carrier.resource, carrier.scope)
+            known = self._shared.keep(
+                key, (span.resource, span.scope, carrier.resource, carrier.scope), 2 * weight(span.resource, span.scope))
         span.resource, span.scope = known[2], known[3]
 
     def prepared_command(self, command: Mapping[str, Any]) -> dict[str, Any]:

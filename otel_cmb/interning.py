@@ -8,6 +8,7 @@ from typing import Any
 
 from otel_cmb import tagged
 from otel_cmb.event import Resource, Scope
+from otel_cmb.few import Few
 
 __all__ = ["Interner", "content_id", "resource_of", "scope_of", "shared_body"]
 
@@ -21,13 +22,12 @@ def content_id(body: Mapping[str, Any]) -> tuple[str, str]:
     key = tagged.dumps(body)
     found = _content_ids.get(key)
     if found is None:
-        if len(_content_ids) >= 4096:
-            _content_ids.clear()
-        found = _content_ids[key] = (hashlib.blake2b(key, digest_size=16).hexdigest(), key.decode())
+        found = (hashlib.blake2b(key, digest_size=16).hexdigest(), key.decode())
+        _content_ids.keep(key, found, 2 * len(key))
     return found
 
 
-_content_ids: dict[bytes, tuple[str, str]] = {}
+_content_ids: Few[bytes, tuple[str, str]] = Few(4096)
 
 
 class Interner:
@@ -39,15 +39,14 @@ class Interner:
     def __init__(self) -> None:
         self.new: dict[str, str] = {}
         self._known: set[str] = set()
-        self._ids: dict[int, tuple[Mapping[str, Any], str, str]] = {}
+        self._ids: Few[int, tuple[Mapping[str, Any], str, str]] = Few(1024)
         """Id and text of a body by its identity, with the body, so that its identity cannot be reused by another."""
 
     def __call__(self, body: Mapping[str, Any]) -> str:
         found = self._ids.get(id(body))
         if found is None:
-            if len(self._ids) >= 1024:
-                self._ids.clear()
-            found = self._ids[id(body)] = (body, *content_id(body))
+            key, text = content_id(body)
+            found = self._ids.keep(id(body), (body, key, text), 2 * len(text))
         _, key, text = found
         if key not in self._known:
             self.new[key] = text
@@ -66,21 +65,21 @@ class Interner:
         self.new = {}
 
 
-_bodies: dict[int, tuple[Any, dict[str, Any]]] = {}
+_bodies: Few[int, tuple[Any, dict[str, Any]]] = Few()
 """Bodies of resources and scopes by identity, with the object, so that its id cannot be reused by another."""
-_equal: dict[bytes, dict[str, Any]] = {}
+_equal: Few[bytes, dict[str, Any]] = Few()
 """Equal resources and scopes of different requests have one body."""
 
 
 def shared_body(value: Resource | Scope) -> dict[str, Any]:
     found = _bodies.get(id(value))
     if found is None:
-        if len(_bodies) >= 256:
-            _bodies.clear()
-        if len(_equal) >= 256:
-            _equal.clear()
         body = _resource_body(value) if isinstance(value, Resource) else _scope_body(value)
-        found = _bodies[id(value)] = (value, _equal.setdefault(tagged.dumps(body), body))
+        text = tagged.dumps(body)
+        same = _equal.get(text)
+        if same is None:
+            same = _equal.keep(text, body, 2 * len(text))
+        found = _bodies.keep(id(value), (value, same), len(text))
     return found[1]
 
 

@@ -13,13 +13,14 @@ import orjson
 
 from otel_cmb import rebuild, tagged
 from otel_cmb.event import Link, Resource, Scope, Span, SpanEvent, Stamp
+from otel_cmb.few import Few
 
 __all__ = ["decode", "encode", "encode_plain"]
 
 _SEPARATOR = b"\x1e"
-_encoded: dict[tuple[int, int], tuple[Any, Any, bytes]] = {}
-_decoded: dict[bytes, Any] = {}
-_pairs: dict[bytes, tuple[Resource, Scope]] = {}
+_encoded: Few[tuple[int, int], tuple[Any, Any, bytes]] = Few()
+_decoded: Few[bytes, Any] = Few()
+_pairs: Few[bytes, tuple[Resource, Scope]] = Few()
 """Of both texts together: one look for a span."""
 
 
@@ -58,10 +59,8 @@ def _encoded_shared(resource: Resource, scope: Scope) -> bytes:
     key = (id(resource), id(scope))
     found = _encoded.get(key)
     if found is None:
-        if len(_encoded) >= 256:
-            _encoded.clear()
-        texts = [tagged.dumps(rebuild.shared_body(value)) for value in (resource, scope)]
-        found = _encoded[key] = (resource, scope, _SEPARATOR.join((b"", *texts)))
+        text = _SEPARATOR.join((b"", *(tagged.dumps(rebuild.shared_body(value)) for value in (resource, scope))))
+        found = _encoded.keep(key, (resource, scope, text), 2 * len(text))
     return found[2]
 
 
@@ -91,18 +90,13 @@ def _decoded_pair(shared: bytes) -> tuple[Resource, Scope]:
     parts = shared.split(_SEPARATOR)
     if len(parts) != 3:
         raise ValueError(f"an encoded span has 3 parts, found {len(parts)}")  # the first, empty, is where the span's own was
-    if len(_pairs) >= 256:
-        _pairs.clear()
     found = _decoded_shared(parts[1], rebuild.resource_of), _decoded_shared(parts[2], rebuild.scope_of)
-    _pairs[shared] = found
-    return found
+    return _pairs.keep(shared, found, 2 * len(shared))
 
 
 def _decoded_shared(data: bytes, make: Callable[[Mapping[str, Any]], Any]) -> Any:
     key = data if make is rebuild.resource_of else data + _SEPARATOR
     found = _decoded.get(key)
     if found is None:
-        if len(_decoded) >= 256:
-            _decoded.clear()
-        found = _decoded[key] = make(tagged.loads(data))
+        found = _decoded.keep(key, make(tagged.loads(data)), 2 * len(data))
     return found

@@ -25,6 +25,7 @@ import orjson
 from otel_cmb import refs as references
 from otel_cmb import tagged
 from otel_cmb.event import KIND_INTERNAL, Event, Link, Resource, Scope, Span, SpanEvent, Stamp
+from otel_cmb.few import weight
 from otel_cmb.interning import Interner, content_id, resource_of, scope_of, shared_body
 from otel_cmb.refs_common import Common, split
 
@@ -32,6 +33,9 @@ __all__ = ["Interner", "content_id", "pack", "resource_of", "scope_of", "shared_
 
 _STAMP = tuple(item.name for item in fields(Stamp))
 stamp_values = attrgetter(*_STAMP)
+
+LIGHT = 2048
+"""Bytes of a scope whose shapes are remembered: there may be 16,000 of them."""
 
 
 def pack(
@@ -160,7 +164,8 @@ def _shape(kind: int, status: int, scope: dict[str, Any] | None, common: Common)
         shape["refs"] = common.refs
     if len(common.shapes) >= 16:
         common.shapes.clear()
-    common.shapes[key] = (scope, shape)  # with the scope, so that its id cannot be reused by another
+    if weight(scope) <= LIGHT:
+        common.shapes[key] = (scope, shape)  # with the scope, so that its id cannot be reused by another
     return shape
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from otel_cmb.capture import Capture, strip_content
 from otel_cmb.event import Resource, Scope, Span
+from otel_cmb.few import Few, weight
 
 __all__ = ["DEFAULT", "FAILED", "Capture", "Hook", "Pattern", "Redactor", "install_hook", "strip_content"]
 
@@ -178,7 +179,7 @@ class Redactor:
         self._tokens = tuple({needle for pattern in patterns if pattern.run for needle in pattern.needles})
         self._plain_keys: set[str] = set()
         self._plain_texts: set[str] = set()
-        self._shared: dict[int, tuple[Any, Any, Hook | None]] = {}
+        self._shared: Few[int, tuple[Any, Any, Hook | None]] = Few()
 
     def span(self, span: Span) -> int:
         """Replace what is secret in all texts of `span` and return how many replacements were made. Attribute dicts and
@@ -429,10 +430,9 @@ class Redactor:
                 found["attributes"] = self._attributes(shared.attributes, hook)
                 if any(value != getattr(shared, name) for name, value in found.items()):
                     result = replace(shared, **found)
-            if len(self._shared) >= 256:
-                self._shared.clear()
-            known = self._shared[id(shared)] = (shared, result, hook)
-            self._shared[id(result)] = (result, result, hook)
+            heavy = weight(shared, result)
+            self._shared.keep(id(result), (result, result, hook), heavy)
+            known = self._shared.keep(id(shared), (shared, result, hook), heavy)
         return known[1]  # type: ignore[no-any-return]
 
 

@@ -30,6 +30,7 @@ from typing import Any
 import orjson
 
 from otel_cmb.event import Resource, Scope, Span
+from otel_cmb.few import Few, weight
 
 __all__ = ["UNCUT", "clean", "clean_attributes", "clean_span", "clean_text", "cut", "fit"]
 
@@ -373,17 +374,15 @@ def clean_span(span: Span, *, max_value_bytes: int = MAX_VALUE_BYTES) -> Span:
     return span
 
 
-_shared: dict[tuple[int, int], tuple[Any, Any]] = {}
+_shared: Few[tuple[int, int], tuple[Any, Any]] = Few()
 """Cleaned resources and scopes by identity and limit: a process has a handful, every span has both. The object is kept
 beside its result so that its id cannot be reused by another."""
 
 
 def _remember(original: Any, max_bytes: int, result: Any) -> Any:
-    if len(_shared) >= 512:
-        _shared.clear()
-    _shared[id(original), max_bytes] = (original, result)
+    _shared.keep((id(original), max_bytes), (original, result), weight(original))
     if result is not original:
-        _shared[id(result), max_bytes] = (result, result)
+        _shared.keep((id(result), max_bytes), (result, result), weight(result))
     return result
 
 

@@ -29,6 +29,7 @@ from sqlalchemy import Connection
 from otel_cmb.bulk import ManyRows
 from otel_cmb.dialects import insert_sql, qualified
 from otel_cmb.event import Resource, Scope, Span
+from otel_cmb.few import Few, weight
 from otel_cmb.sanitize import fit
 
 __all__ = [
@@ -101,7 +102,7 @@ class Facts:
         self._of_key: dict[str, dict[str, bytes]] = {}
         self._remembered = 0
         self._of_name: dict[tuple[str, int, int], tuple[bytes, ...]] = {}
-        self._of_shared: dict[int, tuple[Resource | Scope, tuple[bytes, ...]]] = {}
+        self._of_shared: Few[int, tuple[Resource | Scope, tuple[bytes, ...]]] = Few()
 
     def add(self, span: Span, part: Part) -> list[bytes]:
         """The span's hashes that the part does not know yet; it does afterwards."""
@@ -157,9 +158,7 @@ class Facts:
     def _shared(self, source: Resource | Scope) -> tuple[bytes, ...]:
         found = self._of_shared.get(id(source))
         if found is None:
-            if len(self._of_shared) >= 256:
-                self._of_shared.clear()
-            found = self._of_shared[id(source)] = (source, self._made_shared(source))
+            found = self._of_shared.keep(id(source), (source, self._made_shared(source)), weight(source))
         return found[1]
 
     def _made_shared(self, source: Resource | Scope) -> tuple[bytes, ...]:
@@ -284,6 +283,8 @@ class IndexWriter:
             key = (service, fit(span.name, _NAME) or "", span.kind)
             if self._operations.get(key, 0) + _SEEN_NS <= start:
                 operations[key] = max(start, operations.get(key, 0))
+        for part in parts.values():
+            part.resource = part.scope = None  # a part is remembered for long, and a resource may be large
         while len(self._parts) > _OPEN_PARTS:
             self._parts.popitem(last=False)
         return Found([parts[key].row() for key in sorted(parts)], operations)
