@@ -138,7 +138,7 @@ def _descriptors() -> dict[str, str]:
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails if the test leaves a thread or an open file, socket or connection behind. Name it first among a test's
     fixtures: those named after it are closed before it looks."""
-    if "postgresql" in request.node.name:
+    if any(word in name for name in (request.node.name, *request.fixturenames) for word in ("postgresql", "psycopg")):
         request.getfixturevalue("postgresql_databases")  # lasts longer than the test
     gc.collect()
     threads, descriptors = set(threading.enumerate()), _descriptors()
