@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from otel_cmb.event import Span
+from otel_cmb.mapper import Facts
 
 __all__ = ["Item", "Outcome"]
 
@@ -41,3 +42,5 @@ class Item:
     settle: bool = True
     """Nobody will name a run any more: make one, or park. False while the trace's root may still come."""
     outcome: Outcome | None = None
+    facts: Facts | None = None
+    """What the span says, read before the transaction; `None`: to be read."""

@@ -22,7 +22,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from otel_cmb import rebuild
+from otel_cmb import mapper, rebuild
+from otel_cmb.assemble_payload import payload_of
 from otel_cmb.binding import Binding, bind
 from otel_cmb.bulk import inserting
 from otel_cmb.commands import Commands
@@ -170,6 +171,7 @@ class Store:
     def write(self, items: Sequence[Item]) -> None:
         """Write the items in one transaction and set each one's outcome; all of it, or none (an exception)."""
         self.connect()
+        self._read_ahead(items)
         remembering = self._remembering
         try:
             self._transact(items)
@@ -178,6 +180,16 @@ class Store:
                 raise
             self._transact(items)  # a node, step or event that was remembered may have been deleted since: look again
         self._remembering = True
+
+    def _read_ahead(self, items: Sequence[Item]) -> None:
+        """What spans say does not depend on the database: it is read before that is locked, and other writers wait less."""
+        settings = self._settings
+        for item in items:
+            if item.span is not None:
+                facts = item.facts = mapper.read(
+                    item.span, code_tools=settings.code_tools, record=settings.record, capture=settings.capture)
+                if mapper.is_event(facts):
+                    payload_of(facts, facts.kind)
 
     def _transact(self, items: Sequence[Item]) -> None:
         assert self._engine is not None
@@ -252,8 +264,9 @@ class Store:
                 continue
             place = places[item.seq]
             item.span.stamp = place.stamp
+            facts, item.facts = item.facts, None  # once: what a failed transaction made of them is not for the next
             verdict, id_ = trace.admit(
-                item.span, code_tools=settings.code_tools, record=settings.record, capture=settings.capture)
+                item.span, facts, code_tools=settings.code_tools, record=settings.record, capture=settings.capture)
             if verdict == CONFLICT:
                 item.outcome = Outcome(
                     PARKED, ID_CONFLICT, "a span with the same ids belongs to another run", place.run.id)

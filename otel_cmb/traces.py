@@ -53,10 +53,10 @@ class Trace:
             self.by_span[span_id] = (*ids, id)
 
     def admit(
-        self, span: Span, *, code_tools: Collection[str], record: str, capture: Collection[str],
+        self, span: Span, read: Facts | None = None, *, code_tools: Collection[str], record: str, capture: Collection[str],
     ) -> tuple[str, str]:
         """Take a span in, whatever came before it: start after end, twice, with ids used before. What became of it, and the
-        event id."""
+        event id. `read`: its facts, where they were read already."""
         ids = self.by_span.get(span.span_id, ())
         verdict, start_ns = NEW, None
         for known_id in ids:
@@ -74,8 +74,10 @@ class Trace:
                 if self.facts[ids[0]].span.stamp.run_id != span.stamp.run_id:
                     return CONFLICT, ids[0]
                 start_ns = span.start_ns
-            id_ = event_id(span.trace_id, span.span_id, start_ns)
-        self.know(id_, mapper.read(span, id=id_, code_tools=code_tools, record=record, capture=capture))
+            id_ = read.id if read is not None and not ids else event_id(span.trace_id, span.span_id, start_ns)
+        if read is None or read.id != id_:
+            read = mapper.read(span, id=id_, code_tools=code_tools, record=record, capture=capture)
+        self.know(id_, read)
         self.dirty = True
         return verdict, id_
 

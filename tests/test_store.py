@@ -11,7 +11,8 @@ import pytest
 import sqlalchemy as sa
 from fault_support import BASE_NS, agent_span, check_orders, events, ids_of, query
 
-from otel_cmb import config
+import otel_cmb.store
+from otel_cmb import config, mapper
 from otel_cmb.event import Resource, Span, event_id
 from otel_cmb.store import Item, Store
 
@@ -265,3 +266,36 @@ def test_a_trace_without_any_event_gets_no_run_and_its_root_still_ends_the_run_o
     ended = query(database_url, "SELECT e.id, r.status FROM execution_events e JOIN workflow_runs r ON r.id = e.run_id ORDER BY r.status")
     assert ended == [(event_id(f"{1:032x}", f"{11:016x}"), "completed"), (event_id(f"{2:032x}", f"{12:016x}"), "failed")]
     assert query(database_url, "SELECT count(*) FROM workflow_runs WHERE completed_at IS NOT NULL") == [(2,)]
+
+
+def test_what_spans_say_is_read_before_the_database_is_locked_and_again_after_a_failure(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reading is work that other writers need not wait for; what a failed transaction made of it is thrown away."""
+    store = desk.store()
+    items = [Item(n, span=span) for n, span in enumerate(chain(3))]
+    happened: list[str] = []
+    begin, read = otel_cmb.store.begin_write, mapper.read
+
+    def begin_seen(connection: sa.Connection) -> None:
+        happened.append("begin")
+        assert all(item.facts is not None for item in items)
+        begin(connection)
+
+    def seen(span: Span, **how: Any) -> mapper.Facts:
+        happened.append(span.span_id)
+        return read(span, **how)
+
+    monkeypatch.setattr(otel_cmb.store, "begin_write", begin_seen)
+    monkeypatch.setattr(mapper, "read", seen)
+    with monkeypatch.context() as failing:
+        store.connect()
+        failing.setattr(store._known, "save", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            store.write(items)
+    ids = [item.span.span_id for item in items if item.span is not None]
+    assert happened == [*ids, "begin"]
+    assert all(item.facts is None for item in items)
+    store.write(items)
+    assert happened == [*ids, "begin", *ids, "begin"]
+    assert shape(desk.url) == expected(chain(3))
