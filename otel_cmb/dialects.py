@@ -194,8 +194,8 @@ def _sqlite_engine(url: URL, path: str, settings: Settings, read_only: bool) -> 
             connection.execute("PRAGMA foreign_keys=ON")
             if not read_only:
                 connection.execute("PRAGMA synchronous=FULL")  # a commit that was reported survives a power cut
-                # 16 MB: pages that many transactions change are copied into the file once, not once per MB
-                connection.execute("PRAGMA wal_autocheckpoint=4000")
+                # 64 MB: until then it is done beside, see `checkpoints`
+                connection.execute("PRAGMA wal_autocheckpoint=16000")
         except BaseException:
             connection.close()
             raise

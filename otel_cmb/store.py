@@ -26,6 +26,7 @@ from otel_cmb import mapper, rebuild
 from otel_cmb.assemble_payload import payload_of
 from otel_cmb.binding import Binding, bind
 from otel_cmb.bulk import inserting
+from otel_cmb.checkpoints import Checkpoints
 from otel_cmb.commands import Commands
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.dialects import (
@@ -80,6 +81,7 @@ class Store:
         self._directory = directory
         self.per_trace_runs = per_trace_runs
         self._engine: Engine | None = None
+        self._checkpoints: Checkpoints | None = None
         self._binding: Binding | None = None
         self._writer = secrets.token_hex(8)
         self._cache = TraceCache()
@@ -100,6 +102,8 @@ class Store:
         """Connect, and find out (or make) what is there. Raises the database's error or :class:`SchemaError`."""
         if self._engine is None:
             self._engine = make_engine(self._settings)
+            path = self._engine.url.database
+            self._checkpoints = Checkpoints(path) if self._engine.dialect.name == SQLITE and path else None
         if self._binding is None:
             with self._engine.connect() as connection:
                 binding = bind(connection, self._settings, create=True)
@@ -123,6 +127,8 @@ class Store:
     def close(self) -> None:
         """Dispose of the engine; the next use connects again."""
         self.forget()
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
         if self._engine is not None:
             self._engine.dispose()
             self._engine = None
@@ -213,6 +219,8 @@ class Store:
         except BaseException:
             self.forget()
             raise
+        if self._checkpoints is not None:
+            self._checkpoints.after_commit(len(items))
         self._history.committed()
         self._interner.committed()
         for change in changes:
