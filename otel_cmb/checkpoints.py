@@ -20,7 +20,7 @@ __all__ = ["BESIDE_PAGES", "ITSELF_PAGES", "Checkpoints"]
 BESIDE_PAGES = 4_000
 """Length of the log from which a thread copies it: 16 MB of usual pages."""
 ITSELF_PAGES = 16_000
-"""Length from which a commit does: where no thread can be had, or it does not keep up."""
+"""Length, 64 MB, from which a commit does: where no thread can be had, or it does not keep up."""
 _PAGES_OF_COMMIT, _PAGES_OF_ROW = 12, 2
 """About what a transaction, and each of its rows, adds to the log. Its file does not say how long it is: it never shrinks."""
 

@@ -26,6 +26,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, Invali
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
+from otel_cmb.checkpoints import ITSELF_PAGES
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.errors import ConfigurationError, DatabaseUnavailableError, DatabaseURLError
 from otel_cmb.faults import Fault, Verdict, classify
@@ -194,8 +195,7 @@ def _sqlite_engine(url: URL, path: str, settings: Settings, read_only: bool) -> 
             connection.execute("PRAGMA foreign_keys=ON")
             if not read_only:
                 connection.execute("PRAGMA synchronous=FULL")  # a commit that was reported survives a power cut
-                # 64 MB: until then it is done beside, see `checkpoints`
-                connection.execute("PRAGMA wal_autocheckpoint=16000")
+                connection.execute(f"PRAGMA wal_autocheckpoint={ITSELF_PAGES}")
         except BaseException:
             connection.close()
             raise

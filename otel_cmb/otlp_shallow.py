@@ -17,6 +17,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource as ResourceMes
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 from otel_cmb.event import Resource, Scope, Span
+from otel_cmb.few import Few
 from otel_cmb.otlp_clean import MAX_TIME_NS, Decoded, bad_ids, clean_times
 from otel_cmb.otlp_proto import event_of, links_of, resource_of, scope_of, value_of
 
@@ -117,8 +118,8 @@ class Shallow:
     def __init__(self) -> None:
         self._request: Any = _request_type()
         self._pairs = _Pairs()
-        self._resources: dict[tuple[bytes, str], Resource] = {}
-        self._scopes: dict[tuple[bytes, str], Scope] = {}
+        self._resources: Few[tuple[bytes, str], Resource] = Few(MAX_GROUPS)
+        self._scopes: Few[tuple[bytes, str], Scope] = Few(MAX_GROUPS)
 
     def decode(self, data: bytes, now_ns: int, max_spans: int) -> Decoded | None:
         """The spans of a request. `None`: it has to be read the general way, which also says what is wrong with it. Raises
@@ -147,7 +148,7 @@ class Shallow:
                         decoded.spans.append(span)
         return decoded
 
-    def _shared(self, known: dict[tuple[bytes, str], Any], parts: Any, schema_url: str, kind: Any, make: Any) -> Any:
+    def _shared(self, known: Few[tuple[bytes, str], Any], parts: Any, schema_url: str, kind: Any, make: Any) -> Any:
         """The resource or scope of a group."""
         if len(parts) > 1:
             raise _Odd
@@ -155,10 +156,9 @@ class Shallow:
         found = known.get(key)
         if found is None:
             found = make(kind.FromString(key[0]), schema_url)
-            if len(key[0]) + len(schema_url) <= MAX_GROUP_BYTES:
-                if len(known) >= MAX_GROUPS:
-                    known.clear()
-                known[key] = found
+            size = len(key[0]) + len(schema_url)
+            if size <= MAX_GROUP_BYTES:
+                known.keep(key, found, size)
         return found
 
     def _span(self, message: Any, resource: Resource, scope: Scope, now_ns: int) -> Span | None:
