@@ -41,10 +41,11 @@ def _run_columns() -> list[Column[str]]:
     ]
 
 
-def _step_index(name: str) -> Index:
-    """For the deletion of a step, which looks for its rows; few rows have one, so the index holds only those."""
-    present = text("step_id IS NOT NULL")
-    return Index(name, "step_id", sqlite_where=present, postgresql_where=present)
+def _sparse_index(name: str, column: str, *further: str) -> Index:
+    """Of the rows that have a `column` only: most have none, and a row that has none then costs nothing. Where order numbers
+    begin anew in each run, rows without a node would land all over the index, the more runs the worse."""
+    present = text(f"{column} IS NOT NULL")
+    return Index(name, column, *further, sqlite_where=present, postgresql_where=present)
 
 
 def _node_key(column: str = "node_id") -> ForeignKeyConstraint:
@@ -169,11 +170,11 @@ execution_events = Table(
     Column("status", String(50), nullable=False, server_default="completed"),
     _node_key(),
     Index("idx_events_run_order", "run_id", "execution_order"),
-    Index("idx_events_node_order", "node_id", "execution_order"),
+    _sparse_index("idx_events_node_order", "node_id", "execution_order"),
     Index("idx_events_type_subtype", "event_type", "event_subtype"),
     Index("idx_events_session_timestamp", "session_id", "timestamp"),
     Index("idx_events_parent", "parent_event_id"),
-    _step_index("ix_events_step"),
+    _sparse_index("ix_events_step", "step_id"),
 )
 
 files = Table(
@@ -191,7 +192,7 @@ files = Table(
     _node_key(),
     Index("idx_files_run_type", "run_id", "file_type"),
     Index("idx_files_event", "event_id"),
-    _step_index("ix_files_step"),
+    _sparse_index("ix_files_step", "step_id"),
 )
 
 messages = Table(
@@ -210,7 +211,7 @@ messages = Table(
     _node_key(),
     Index("idx_messages_run_timestamp", "run_id", "timestamp"),
     Index("idx_messages_event", "event_id"),
-    _step_index("ix_messages_step"),
+    _sparse_index("ix_messages_step", "step_id"),
 )
 
 # What otel-cmb keeps for itself, in an owned database only.

@@ -10,7 +10,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-PRESENT = sa.text("step_id IS NOT NULL")
+STEP, NODE = sa.text("step_id IS NOT NULL"), sa.text("node_id IS NOT NULL")
 
 
 def upgrade() -> None:
@@ -215,12 +215,13 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["session_id"], ["sessions.id"], ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["step_id"], ["workflow_steps.id"], ondelete="SET NULL"),
     )
-    op.create_index("idx_events_node_order", "execution_events", ["node_id", "execution_order"])
+    op.create_index("idx_events_node_order", "execution_events", ["node_id", "execution_order"],
+                    sqlite_where=NODE, postgresql_where=NODE)
     op.create_index("idx_events_parent", "execution_events", ["parent_event_id"])
     op.create_index("idx_events_run_order", "execution_events", ["run_id", "execution_order"])
     op.create_index("idx_events_session_timestamp", "execution_events", ["session_id", "timestamp"])
     op.create_index("idx_events_type_subtype", "execution_events", ["event_type", "event_subtype"])
-    op.create_index("ix_events_step", "execution_events", ["step_id"], sqlite_where=PRESENT, postgresql_where=PRESENT)
+    op.create_index("ix_events_step", "execution_events", ["step_id"], sqlite_where=STEP, postgresql_where=STEP)
     op.create_table(
         "files",
         sa.Column("id", sa.String(36), nullable=False),
@@ -241,7 +242,7 @@ def upgrade() -> None:
     )
     op.create_index("idx_files_event", "files", ["event_id"])
     op.create_index("idx_files_run_type", "files", ["run_id", "file_type"])
-    op.create_index("ix_files_step", "files", ["step_id"], sqlite_where=PRESENT, postgresql_where=PRESENT)
+    op.create_index("ix_files_step", "files", ["step_id"], sqlite_where=STEP, postgresql_where=STEP)
     op.create_table(
         "messages",
         sa.Column("id", sa.String(36), nullable=False),
@@ -263,7 +264,7 @@ def upgrade() -> None:
     )
     op.create_index("idx_messages_event", "messages", ["event_id"])
     op.create_index("idx_messages_run_timestamp", "messages", ["run_id", "timestamp"])
-    op.create_index("ix_messages_step", "messages", ["step_id"], sqlite_where=PRESENT, postgresql_where=PRESENT)
+    op.create_index("ix_messages_step", "messages", ["step_id"], sqlite_where=STEP, postgresql_where=STEP)
 
 
 def downgrade() -> None:
