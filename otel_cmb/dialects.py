@@ -31,6 +31,7 @@ from otel_cmb.config import Settings, safe_url
 from otel_cmb.errors import ConfigurationError, DatabaseUnavailableError, DatabaseURLError
 from otel_cmb.faults import Fault, Verdict, classify
 from otel_cmb.sqlite_rows import insert_rows
+from otel_cmb.sqlite_turns import begin_immediate
 
 __all__ = [
     "POSTGRESQL", "SQLITE", "Fault", "Verdict", "begin_read", "begin_write", "check_url", "classify", "clear_errors",
@@ -347,7 +348,7 @@ def begin_write(connection: Connection) -> None:
     """Begin the writing transaction. SQLite: `BEGIN IMMEDIATE`, so that no other writer comes between what is read and
     what is written. PostgreSQL: `BEGIN` (READ COMMITTED) with a bound on lock waits, for this transaction only."""
     if connection.dialect.name == SQLITE:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        begin_immediate(connection)
     else:
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_WAIT}'")
 
