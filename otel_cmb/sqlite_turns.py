@@ -45,7 +45,7 @@ def _has_begun(driver: sqlite3.Connection, seconds: float) -> bool:
     while True:
         try:
             driver.execute(_BEGIN)
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
             waited = clock.monotonic() - begun
             if "database is locked" not in str(error) or waited >= seconds:
                 return False
