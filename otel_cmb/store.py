@@ -29,18 +29,8 @@ from otel_cmb.bulk import inserting
 from otel_cmb.checkpoints import Checkpoints
 from otel_cmb.commands import Commands
 from otel_cmb.config import Settings, safe_url
-from otel_cmb.dialects import (
-    SQLITE,
-    begin_write,
-    in_list,
-    insert_sql,
-    list_param,
-    lock_mode,
-    lock_runs,
-    make_engine,
-    mark,
-    qualified,
-)
+from otel_cmb.dialects import SQLITE, in_list, insert_sql, list_param, mark, qualified
+from otel_cmb.engines import make_engine
 from otel_cmb.errors import RunNotFoundError
 from otel_cmb.event import Event, Span
 from otel_cmb.faults import Fault, classify
@@ -65,6 +55,7 @@ from otel_cmb.placing import Place, Placing, names_of
 from otel_cmb.rows import EventRows, Placement, side_rows
 from otel_cmb.sanitize import clean_text
 from otel_cmb.traces import CONFLICT, DUPLICATE, Change, Trace, TraceCache, further_spans
+from otel_cmb.transactions import begin_write, lock_mode, lock_runs
 from otel_cmb.workflow import RunRow, Workflow
 
 __all__ = ["Item", "Outcome", "Store"]

@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import postgres
 
-from otel_cmb import binding, bulk, config, dialects
-from otel_cmb.dialects import Fault, classify
+from otel_cmb import binding, bulk, config, database_url, dialects, engines, transactions
 from otel_cmb.errors import ConfigurationError, DatabaseUnavailableError, DatabaseURLError, SchemaError
+from otel_cmb.faults import Fault, classify
 
 
 def settings_for(url, **values):
@@ -30,14 +30,14 @@ def settings_for(url, **values):
 
 @pytest.fixture
 def engine_of():
-    engines = []
+    made = []
 
     def make(url, *, read_only=False, **values):
-        engines.append(dialects.make_engine(settings_for(url, **values), read_only=read_only))
-        return engines[-1]
+        made.append(engines.make_engine(settings_for(url, **values), read_only=read_only))
+        return made[-1]
 
     yield make
-    for engine in engines:
+    for engine in made:
         engine.dispose()
 
 
@@ -72,7 +72,7 @@ def any_url(request):
 )
 def test_a_url_that_cannot_work_is_one_sentence(url, words):
     with pytest.raises(DatabaseURLError, match=words) as caught:
-        dialects.check_url(settings_for(url))
+        database_url.check_url(settings_for(url))
     assert "hidden-word" not in str(caught.value)
     assert "hidden-word" not in repr(caught.value.__cause__)
 
@@ -81,13 +81,13 @@ def test_a_file_that_is_something_else_is_refused(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("these are notes, not a database")
     with pytest.raises(DatabaseURLError, match="is not a SQLite database"):
-        dialects.check_url(settings_for(f"sqlite:///{path}"))
+        database_url.check_url(settings_for(f"sqlite:///{path}"))
     assert path.read_text() == "these are notes, not a database"
 
 
 def test_an_empty_file_is_an_empty_database(tmp_path):
     (tmp_path / "new.db").touch()
-    assert dialects.check_url(settings_for(f"sqlite:///{tmp_path}/new.db")).database == f"{tmp_path}/new.db"
+    assert database_url.check_url(settings_for(f"sqlite:///{tmp_path}/new.db")).database == f"{tmp_path}/new.db"
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/usr/bin/setpriv"), reason="needs root and setpriv")
@@ -101,11 +101,11 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path, place):
         sqlite3.connect(path).execute("CREATE TABLE t (x)").connection.close()
     program = (
         "import os, sys; os.setgid(65534); os.setuid(65534)\n"
-        "from otel_cmb import config, dialects, errors\n"
-        "try: dialects.check_url(config.load(database_url=sys.argv[1]))\n"
+        "from otel_cmb import config, database_url, errors\n"
+        "try: database_url.check_url(config.load(database_url=sys.argv[1]))\n"
         "except errors.DatabaseURLError as error: print(error)"
     )
-    preload = "import otel_cmb.dialects, sqlite3, sqlalchemy.dialects.sqlite\n"
+    preload = "import otel_cmb.database_url, sqlite3, sqlalchemy.dialects.sqlite\n"
     command = [sys.executable, "-c", preload + program, f"sqlite:///{path}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ("cannot be written" if place == "file" else "is not writable") in done.stdout, done.stderr
@@ -128,19 +128,19 @@ def test_a_relative_path_is_fixed_where_it_was_said(tmp_path, monkeypatch, engin
     ],
 )
 def test_the_driver_is_chosen(url, driver):
-    assert dialects.check_url(settings_for(url)).drivername == driver
+    assert database_url.check_url(settings_for(url)).drivername == driver
 
 
 def test_without_psycopg_the_older_driver_serves(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    assert dialects.check_url(settings_for("postgresql://u@h/d")).drivername == "postgresql+psycopg2"
+    assert database_url.check_url(settings_for("postgresql://u@h/d")).drivername == "postgresql+psycopg2"
 
 
 def test_a_missing_driver_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     monkeypatch.setitem(sys.modules, "psycopg2", None)
     with pytest.raises(DatabaseURLError, match=r"otel-cmb\[postgres\]") as caught:
-        dialects.check_url(settings_for("postgresql://u:hidden-word@h/d"))
+        database_url.check_url(settings_for("postgresql://u:hidden-word@h/d"))
     assert "hidden-word" not in str(caught.value)
 
 
@@ -181,13 +181,13 @@ def test_pragmas_hold_on_every_connection(sqlite_url, engine_of):
 def test_a_transaction_is_all_or_nothing_and_begins_when_told(no_leaks, any_url, engine_of):
     engine = engine_of(any_url)
     with engine.connect() as connection:
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         connection.exec_driver_sql("CREATE TABLE t (id INTEGER PRIMARY KEY)")
         connection.commit()
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         connection.exec_driver_sql("INSERT INTO t VALUES (1)")
         connection.rollback()
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         connection.exec_driver_sql("INSERT INTO t VALUES (2)")
         connection.commit()
     with engine.connect() as connection:
@@ -200,17 +200,17 @@ def test_a_reading_transaction_sees_one_state(any_url, engine_of):
     with engine.connect() as writer, engine.connect() as reader:
         if writer.dialect.name == "sqlite":
             writer.exec_driver_sql("PRAGMA journal_mode=WAL")
-        dialects.begin_write(writer)
+        transactions.begin_write(writer)
         writer.exec_driver_sql("CREATE TABLE t (id INTEGER PRIMARY KEY)")
         writer.commit()
-        dialects.begin_read(reader)
+        transactions.begin_read(reader)
         assert reader.exec_driver_sql("SELECT count(*) FROM t").scalar() == 0
-        dialects.begin_write(writer)
+        transactions.begin_write(writer)
         writer.exec_driver_sql("INSERT INTO t VALUES (1)")
         writer.commit()
         assert reader.exec_driver_sql("SELECT count(*) FROM t").scalar() == 0
         reader.rollback()
-        dialects.begin_read(reader)
+        transactions.begin_read(reader)
         assert reader.exec_driver_sql("SELECT count(*) FROM t").scalar() == 1
         reader.rollback()
 
@@ -218,10 +218,10 @@ def test_a_reading_transaction_sees_one_state(any_url, engine_of):
 def test_a_second_writer_of_the_file_is_an_outage(sqlite_url, engine_of):
     engine = engine_of(sqlite_url, busy_timeout=0.1)
     with engine.connect() as first, engine.connect() as second:
-        dialects.begin_write(first)
+        transactions.begin_write(first)
         start = time.monotonic()
         with pytest.raises(sa.exc.OperationalError) as caught:
-            dialects.begin_write(second)
+            transactions.begin_write(second)
         assert 0.05 < time.monotonic() - start < 4.5, "less than the driver would wait by itself"
         assert classify(caught.value).fault is Fault.OUTAGE
         first.rollback()
@@ -236,14 +236,14 @@ def test_the_servers_default_isolation_does_not_matter(postgresql_url, engine_of
         connection.exec_driver_sql(f'ALTER DATABASE "{database}" SET default_transaction_isolation TO \'{isolation}\'')
     plain.dispose()
     with engine_of(postgresql_url).connect() as connection:
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         assert connection.exec_driver_sql("SHOW transaction_isolation").scalar() == "read committed"
 
 
 def test_a_forked_child_uses_no_connection_of_its_parent(any_url, engine_of):
     engine = engine_of(any_url)
     with engine.connect() as connection:
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         connection.exec_driver_sql("CREATE TABLE t (pid INTEGER)")
         connection.commit()
     child = os.fork()
@@ -251,7 +251,7 @@ def test_a_forked_child_uses_no_connection_of_its_parent(any_url, engine_of):
         code = 1
         try:
             with engine.connect() as connection:
-                dialects.begin_write(connection)
+                transactions.begin_write(connection)
                 connection.exec_driver_sql("INSERT INTO t VALUES (1)")
                 connection.commit()
             code = 0
@@ -259,7 +259,7 @@ def test_a_forked_child_uses_no_connection_of_its_parent(any_url, engine_of):
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     with engine.connect() as connection:
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         connection.exec_driver_sql("INSERT INTO t VALUES (2)")
         connection.commit()
         assert connection.exec_driver_sql("SELECT count(*) FROM t").scalar() == 2
@@ -270,7 +270,7 @@ def test_a_forked_child_uses_no_connection_of_its_parent(any_url, engine_of):
 
 def test_locks_are_found_out(any_url, engine_of):
     with engine_of(any_url).connect() as connection:
-        assert dialects.lock_mode(connection) == ("none" if connection.dialect.name == "sqlite" else "advisory")
+        assert transactions.lock_mode(connection) == ("none" if connection.dialect.name == "sqlite" else "advisory")
 
 
 @pytest.mark.parametrize("pretence", ["RAISE EXCEPTION 'not supported' USING ERRCODE = '0A000'", "NULL"])
@@ -278,7 +278,7 @@ def test_an_engine_without_working_advisory_locks_is_found_out(postgresql_url, e
     """Some engines refuse the function, others accept it and lock nothing."""
     engine = engine_of(postgresql_url)
     with engine.connect() as connection:
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         for statement in (
             "CREATE SCHEMA pretend",
             f"""CREATE FUNCTION pretend.pg_advisory_xact_lock_shared(bigint) RETURNS void LANGUAGE plpgsql AS
@@ -286,7 +286,7 @@ def test_an_engine_without_working_advisory_locks_is_found_out(postgresql_url, e
             "SET LOCAL search_path TO pretend, pg_catalog",
         ):
             connection.exec_driver_sql(statement)
-        assert dialects.lock_mode(connection) == "rows"
+        assert transactions.lock_mode(connection) == "rows"
         assert connection.exec_driver_sql("SELECT 1").scalar() == 1  # the probe did not break the transaction
 
 
@@ -295,11 +295,11 @@ def test_an_engine_without_working_advisory_locks_is_found_out(postgresql_url, e
 def test_writers_of_one_run_take_turns(no_leaks, postgresql_url, engine_of, mode, driver, monkeypatch):
     """Eight writers, each numbering rows of several runs by MAX+1: no number twice, no deadlock."""
     if mode == "rows":
-        monkeypatch.setenv(dialects.ROW_LOCK_ENV, "rows")
+        monkeypatch.setenv(transactions.ROW_LOCK_ENV, "rows")
     engine = engine_of(postgres.text(sa.make_url(postgresql_url), driver), connect_timeout=30)
     runs = [f"run-{number}" for number in range(4)]
     with engine.connect() as connection:
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         connection.exec_driver_sql("CREATE TABLE workflow_runs (id TEXT PRIMARY KEY)")
         connection.exec_driver_sql("CREATE TABLE numbers (run_id TEXT REFERENCES workflow_runs, n INTEGER)")
         insert = dialects.insert_sql("postgresql", '"workflow_runs"', ["id"])
@@ -313,9 +313,9 @@ def test_writers_of_one_run_take_turns(no_leaks, postgresql_url, engine_of, mode
             for _ in range(10):
                 chosen = chance.sample(runs, 3)
                 with engine.connect() as connection:
-                    dialects.begin_write(connection)
-                    dialects.lock_runs(connection, chosen)
-                    assert dialects.lock_mode(connection) == mode
+                    transactions.begin_write(connection)
+                    transactions.lock_runs(connection, chosen)
+                    assert transactions.lock_mode(connection) == mode
                     for run in chosen:
                         connection.exec_driver_sql(
                             "INSERT INTO numbers SELECT %s, coalesce(max(n), 0) + 1 FROM numbers WHERE run_id = %s",
@@ -338,31 +338,31 @@ def test_writers_of_one_run_take_turns(no_leaks, postgresql_url, engine_of, mode
 
 
 def test_the_row_lock_lets_the_application_insert(postgresql_url, engine_of, monkeypatch):
-    monkeypatch.setenv(dialects.ROW_LOCK_ENV, "rows")
+    monkeypatch.setenv(transactions.ROW_LOCK_ENV, "rows")
     engine = engine_of(postgresql_url)
     with engine.connect() as ours, engine.connect() as theirs:
-        dialects.begin_write(ours)
+        transactions.begin_write(ours)
         ours.exec_driver_sql("CREATE TABLE workflow_runs (id TEXT PRIMARY KEY)")
         ours.exec_driver_sql("CREATE TABLE events (run_id TEXT REFERENCES workflow_runs)")
         ours.exec_driver_sql("INSERT INTO workflow_runs VALUES ('a')")
         ours.commit()
-        dialects.begin_write(ours)
-        dialects.lock_runs(ours, ["a", "no-such-run"])
-        dialects.begin_write(theirs)
+        transactions.begin_write(ours)
+        transactions.lock_runs(ours, ["a", "no-such-run"])
+        transactions.begin_write(theirs)
         theirs.exec_driver_sql("INSERT INTO events VALUES ('a')")
         theirs.commit()
 
 
 def test_a_lock_that_is_not_given_is_an_outage(postgresql_url, engine_of, monkeypatch):
-    monkeypatch.setattr(dialects, "LOCK_WAIT", "100ms")
+    monkeypatch.setattr(transactions, "LOCK_WAIT", "100ms")
     engine = engine_of(postgresql_url)
     with engine.connect() as first, engine.connect() as second:
-        dialects.begin_write(first)
-        dialects.lock_runs(first, ["a"])
-        dialects.begin_write(second)
-        dialects.lock_runs(second, ["b"])
+        transactions.begin_write(first)
+        transactions.lock_runs(first, ["a"])
+        transactions.begin_write(second)
+        transactions.lock_runs(second, ["b"])
         with pytest.raises(sa.exc.DBAPIError) as caught:
-            dialects.lock_runs(second, ["a"])
+            transactions.lock_runs(second, ["a"])
         assert classify(caught.value).fault is Fault.OUTAGE
 
 
@@ -374,7 +374,7 @@ def test_inserts_updates_and_lists(any_url, engine_of):
     dialect = engine.dialect.name
     table = dialects.qualified('odd "name')
     with engine.connect() as connection:
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         connection.exec_driver_sql(f'CREATE TABLE {table} (id TEXT PRIMARY KEY, "odd one" TEXT)')
         insert = dialects.insert_sql(dialect, table, ["id", "odd one"])
         connection.exec_driver_sql(insert, [("a", "1"), ("b", "2")])
@@ -407,7 +407,7 @@ def test_the_servers_time_zone_shifts_nothing(any_url, engine_of, zone):
             connection.exec_driver_sql(f'ALTER DATABASE "{engine.url.database}" SET timezone TO \'{zone}\'')
         engine.dispose()
     with engine.connect() as connection:
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         connection.exec_driver_sql("CREATE TABLE t (a TIMESTAMP, b TIMESTAMP WITH TIME ZONE)")
         row = (dialects.timestamp(dialect, "timestamp", ns), dialects.timestamp(dialect, "timestamptz", ns))
         connection.exec_driver_sql(dialects.insert_sql(dialect, "t", ["a", "b"]), row)
@@ -425,8 +425,8 @@ def test_pgbouncer_in_transaction_mode_finds_no_session_state(postgresql_url, en
         before = connection.exec_driver_sql("SELECT name, setting FROM pg_settings WHERE name !~ 'transaction'").all()
         connection.rollback()
         for _ in range(12):  # psycopg prepares from the fifth execution on unless told otherwise
-            dialects.begin_write(connection)
-            dialects.lock_runs(connection, ["a"])
+            transactions.begin_write(connection)
+            transactions.lock_runs(connection, ["a"])
             connection.exec_driver_sql("SELECT %s::text", ("x",))
             connection.commit()
         assert connection.exec_driver_sql("SELECT count(*) FROM pg_prepared_statements").scalar() == 0
@@ -449,14 +449,14 @@ def refused(any_url, engine_of):
     """What a statement with these values is refused with."""
     engine = engine_of(any_url)
     with engine.connect() as connection:
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         for statement in DDL:
             connection.exec_driver_sql(statement)
         connection.commit()
 
     def attempt(sql, *values):
         with engine.connect() as connection:
-            dialects.begin_write(connection)
+            transactions.begin_write(connection)
             marks = sql if connection.dialect.name == "postgresql" else sql.replace("%s", "?")
             with pytest.raises(Exception) as caught:
                 connection.exec_driver_sql(marks, values)
@@ -518,7 +518,7 @@ def test_a_damaged_file_is_told_as_such(sqlite_url, engine_of, tmp_path):
     path = tmp_path / "events.db"
     path.write_bytes(path.read_bytes()[:100] + b"\xff" * (path.stat().st_size - 100))
     with pytest.raises(ConfigurationError, match="damaged") as caught:
-        dialects.connect(engine_of(sqlite_url))
+        engines.connect(engine_of(sqlite_url))
     assert classify(caught.value).fault is Fault.MISCONFIGURED
 
 
@@ -526,28 +526,28 @@ def test_a_damaged_file_is_told_as_such(sqlite_url, engine_of, tmp_path):
 def test_lost_connections_are_outages_and_heal(no_leaks, cuttable_postgresql, engine_of, driver):
     url, proxy = cuttable_postgresql
     engine = engine_of(postgres.text(sa.make_url(url), driver))
-    with dialects.connect(engine) as connection:
-        dialects.begin_write(connection)
+    with engines.connect(engine) as connection:
+        transactions.begin_write(connection)
         proxy.cut()
         with pytest.raises(sa.exc.DBAPIError) as caught:
             connection.exec_driver_sql("SELECT 1")
         assert classify(caught.value).fault is Fault.OUTAGE
     with pytest.raises(DatabaseUnavailableError, match="no server answers"):
-        dialects.connect(engine)
+        engines.connect(engine)
     proxy.restore()
-    with dialects.connect(engine) as connection:
+    with engines.connect(engine) as connection:
         assert connection.exec_driver_sql("SELECT 1").scalar() == 1
     engine.dispose()
     proxy.close()
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-@pytest.mark.parametrize("after", [dialects.PING_AFTER, 0.0])
+@pytest.mark.parametrize("after", [engines.PING_AFTER, 0.0])
 def test_a_connection_that_was_lost_while_nobody_used_it_is_not_used(
     no_leaks, postgresql_url, engine_of, driver, after, monkeypatch
 ):
     """Whether it was used a moment ago or not."""
-    monkeypatch.setattr(dialects, "PING_AFTER", after)
+    monkeypatch.setattr(engines, "PING_AFTER", after)
     engine = engine_of(postgres.text(sa.make_url(postgresql_url), driver))
     pids = []
     for _ in range(2):
@@ -565,35 +565,35 @@ def test_a_server_that_does_not_answer_is_given_up_in_time(cuttable_postgresql, 
     proxy.freeze()
     start = time.monotonic()
     with pytest.raises(DatabaseUnavailableError, match="in time"):
-        dialects.connect(engine_of(url, connect_timeout=2))
+        engines.connect(engine_of(url, connect_timeout=2))
     assert time.monotonic() - start < 30
     proxy.restore()
 
 
 def test_a_server_that_restarts_is_an_outage(private_postgresql, engine_of):
     engine = engine_of(postgres.text(private_postgresql.url))
-    with dialects.connect(engine) as connection:
+    with engines.connect(engine) as connection:
         connection.exec_driver_sql("SELECT 1")
         private_postgresql.stop()
         with pytest.raises(sa.exc.DBAPIError) as caught:
             connection.exec_driver_sql("SELECT 1")
         assert classify(caught.value).fault is Fault.OUTAGE
     with pytest.raises(DatabaseUnavailableError):
-        dialects.connect(engine)
+        engines.connect(engine)
     private_postgresql.start()
-    with dialects.connect(engine) as connection:
+    with engines.connect(engine) as connection:
         assert connection.exec_driver_sql("SELECT 1").scalar() == 1
 
 
 def test_deadlocks_are_outages(postgresql_url, engine_of):
     engine = engine_of(postgresql_url)
     with engine.connect() as first, engine.connect() as second:
-        dialects.begin_write(first)
+        transactions.begin_write(first)
         first.exec_driver_sql("CREATE TABLE t (id INTEGER PRIMARY KEY)")
         first.exec_driver_sql("INSERT INTO t VALUES (1), (2)")
         first.commit()
-        dialects.begin_write(first)
-        dialects.begin_write(second)
+        transactions.begin_write(first)
+        transactions.begin_write(second)
         first.exec_driver_sql("SELECT * FROM t WHERE id = 1 FOR UPDATE")
         second.exec_driver_sql("SELECT * FROM t WHERE id = 2 FOR UPDATE")
         caught = []
@@ -647,7 +647,7 @@ def owned(any_url, engine_of):
     with engine.connect() as connection:
         found = binding.bind(connection, settings_for(any_url))
         now = dialects.timestamp(found.dialect, "timestamp", 1_766_000_000_000_000_000)
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         for table, row in (
             ("sessions", {"id": "s", "name": "s", "created_at": now, "last_active_at": now}),
             ("workflow_runs", {"id": "r", "session_id": "s", "mode": "m", "agent": "a", "model": "m"}),
@@ -676,7 +676,7 @@ def test_many_rows_arrive_as_they_were(owned, count):
     engine, found = owned
     rows = event_rows(found.dialect, count)
     with engine.connect() as connection:
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         with bulk.inserting(connection, found.tables["execution_events"], EVENT, iter(rows), count):
             pass
         connection.commit()
@@ -694,7 +694,7 @@ def test_a_bad_row_among_many_spoils_all_and_is_told(owned):
             (event_rows(found.dialect, 20) + event_rows(found.dialect, 1), Fault.DUPLICATE),
             (event_rows(found.dialect, 20) + event_rows(found.dialect, 1, 30, "no such run"), Fault.POISON),
         ):
-            dialects.begin_write(connection)
+            transactions.begin_write(connection)
             with (
                 pytest.raises(sa.exc.IntegrityError) as caught,
                 bulk.inserting(connection, found.tables["execution_events"], EVENT, rows, len(rows)),
@@ -720,15 +720,15 @@ def test_what_goes_wrong_beside_the_rows_is_told_and_the_connection_goes_on(owne
 
     with engine.connect() as connection:
         for rows in (failing(), event_rows(found.dialect, 300)):
-            dialects.begin_write(connection)
+            transactions.begin_write(connection)
             with pytest.raises(ZeroDivisionError):
                 block(rows)
             connection.rollback()
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         with pytest.raises((ZeroDivisionError, sa.exc.IntegrityError)):
             block(event_rows(found.dialect, 300, run="no such run"))
         connection.rollback()
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         with bulk.inserting(connection, events, EVENT, event_rows(found.dialect, 300), 300):
             pass
         connection.commit()
@@ -739,7 +739,7 @@ def test_rows_larger_than_every_buffer_are_copied(owned):
     engine, found = owned
     rows = [(*row[:-1], "é" * 500_000) for row in event_rows(found.dialect, 30)]
     with engine.connect() as connection:
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         with bulk.inserting(connection, found.tables["execution_events"], EVENT, rows, len(rows)):
             pass
         connection.commit()
@@ -755,10 +755,10 @@ TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0
 @pytest.fixture(scope="module")
 def hostile(postgresql_databases):
     with postgresql_databases.database() as url:
-        engine = dialects.make_engine(settings_for(postgres.text(url)))
+        engine = engines.make_engine(settings_for(postgres.text(url)))
         with engine.connect() as connection:
             found = binding.bind(connection, settings_for(postgres.text(url)))
-            dialects.begin_write(connection)
+            transactions.begin_write(connection)
             connection.exec_driver_sql("CREATE TABLE odd (n INTEGER, a TEXT, b TEXT, c JSON)")
             connection.commit()
             yield connection, replace(found.tables["execution_events"], qualified='"odd"')
@@ -771,7 +771,7 @@ def test_every_text_is_copied_as_it_is(hostile, texts):
     connection, table = hostile
     rows = [(n, a, b, orjson.dumps(c).decode()) for n, (a, b, c) in enumerate(texts)]
     rows += [(n, None, "", "null") for n in range(len(rows), bulk.COPY_FROM)]
-    dialects.begin_write(connection)
+    transactions.begin_write(connection)
     with bulk.inserting(connection, table, ("n", "a", "b", "c"), iter(rows), len(rows)):
         pass
     stored = connection.exec_driver_sql("SELECT n, a, b, c::text FROM odd ORDER BY n").all()
@@ -795,7 +795,7 @@ def test_rows_that_go_as_one_json_are_those_that_go_one_by_one(hostile, rows, ot
     for shared in (0, 99):  # from how many rows on they share a statement
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(bulk, "JSON_FROM", shared)
-            dialects.begin_write(connection)
+            transactions.begin_write(connection)
             connection.exec_driver_sql('CREATE TABLE "many" (n BIGINT PRIMARY KEY, a TEXT, b BYTEA)')
             insert = bulk.ManyRows.insert("postgresql", '"many"', MANY, ("n",), ("a",))
             update = bulk.ManyRows.update("postgresql", '"many"', {"a": "text", "b": "bytea", "n": "bigint"}, "n", exact=True)
@@ -811,7 +811,7 @@ def test_rows_that_go_as_one_json_are_those_that_go_one_by_one(hostile, rows, ot
 def test_a_number_beyond_json_is_refused_like_any_other_that_is_too_large(hostile):
     connection, _ = hostile
     for number in (2**63, 2**70):
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         connection.exec_driver_sql('CREATE TABLE "many" (n BIGINT PRIMARY KEY, a TEXT, b BYTEA)')
         with pytest.raises(sa.exc.DBAPIError) as caught:
             bulk.ManyRows.insert("postgresql", '"many"', MANY, ("n",), ("a",)).write(
@@ -824,7 +824,7 @@ def test_under_row_level_security_rows_are_inserted_not_copied(postgresql_url, e
     engine = engine_of(postgresql_url)
     with engine.connect() as connection:
         binding.bind(connection, settings_for(postgresql_url))
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         connection.exec_driver_sql("ALTER TABLE execution_events ENABLE ROW LEVEL SECURITY")
         connection.commit()
         found = binding.bind(connection, settings_for(postgresql_url))
@@ -837,7 +837,7 @@ def test_a_connection_lost_during_copy_is_an_outage(cuttable_postgresql, engine_
     engine = engine_of(url)
     with engine.connect() as connection:
         found = binding.bind(connection, settings_for(url))
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         proxy.cut()
         rows = event_rows("postgresql", 5000)
         with (
@@ -848,5 +848,5 @@ def test_a_connection_lost_during_copy_is_an_outage(cuttable_postgresql, engine_
         assert classify(caught.value).fault is Fault.OUTAGE
         connection.rollback()
     proxy.restore()
-    with dialects.connect(engine) as connection:
+    with engines.connect(engine) as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM execution_events").scalar() == 0

@@ -20,7 +20,8 @@ from sqlalchemy import Connection, Engine
 from otel_cmb import rebuild
 from otel_cmb.binding import Binding, bind, examine
 from otel_cmb.config import Settings
-from otel_cmb.dialects import SQLITE, begin_read, begin_write, connect, make_engine, mark, qualified, timestamp
+from otel_cmb.dialects import SQLITE, mark, qualified, timestamp
+from otel_cmb.engines import connect, make_engine
 from otel_cmb.errors import DatabaseURLError
 from otel_cmb.event import Span, trace_id_range
 from otel_cmb.history import whole
@@ -29,6 +30,7 @@ from otel_cmb.jaeger.match import KINDS, TraceQuery, kind_name, matches, tags_wa
 from otel_cmb.jaeger.summary import Summary, dependencies_of, summarize
 from otel_cmb.refs import MISSING
 from otel_cmb.search_index import SERVICE, SPREAD_NS, forget_everywhere, service_of, tag
+from otel_cmb.transactions import begin_read, begin_write
 
 __all__ = ["JaegerQuery"]
 

@@ -18,7 +18,7 @@ from sqlalchemy import func, select
 
 from otel_cmb import config
 from otel_cmb.config import safe_url
-from otel_cmb.dialects import make_engine
+from otel_cmb.engines import make_engine
 from otel_cmb.reader.records import (
     Edge,
     Event,

@@ -212,7 +212,7 @@ def ingest_sqlite(directory: Path, rounds: int, full: bool) -> Iterator[Row]:
 
 def ingest_postgresql(directory: Path, rounds: int, full: bool) -> Iterator[Row]:
     from otel_cmb import config, migrations
-    from otel_cmb.dialects import make_engine
+    from otel_cmb.engines import make_engine
 
     count = 40_960 if full else 10_240
     ours, raw = [], []
