@@ -30,6 +30,7 @@ MAX_GROUPS = 256
 MAX_GROUP_BYTES = 16_384
 _REMEMBERED = frozenset((str, bool, int, bytes, type(None)))
 _DOUBLE = struct.Struct("<d")
+_FLOAT = b"\x09\x21"
 
 
 class TooManySpansError(ValueError):
@@ -94,11 +95,12 @@ class _Pairs(dict[bytes, tuple[str, Any]]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._keys: dict[bytes, str] = {}
+        self.known_keys: dict[bytes, str] = {}
+        """By `0A n key 12`."""
 
     def __missing__(self, data: bytes) -> tuple[str, Any]:
         at = data[1] + 3 if len(data) > 1 else 0  # where m stands
-        key = self._keys.get(data[:at])
+        key = self.known_keys.get(data[:at])
         if key is not None:
             size = len(data) - at
             if size == 10 and data.startswith(_FLOAT, at):
@@ -119,12 +121,9 @@ class _Pairs(dict[bytes, tuple[str, Any]]):
         """Remember the key by what stands before its values, if that is all that says it: somebody may write two keys, of which
         protobuf takes the last, or a length in more bytes than it needs."""
         if 3 <= len(head) <= SHORT and head == bytes((0x0A, len(head) - 3)) + key.encode() + b"\x12":
-            if len(self._keys) >= MAX_PAIRS:
-                self._keys.clear()
-            self._keys[head] = key
-
-
-_FLOAT = b"\x09\x21"
+            if len(self.known_keys) >= MAX_PAIRS:
+                self.known_keys.clear()
+            self.known_keys[head] = key
 
 
 def _text_head(size: int) -> bytes:
@@ -139,9 +138,9 @@ class Shallow:
 
     def __init__(self) -> None:
         self._request: Any = _request_type()
-        self._pairs = _Pairs()
-        self._resources: Few[tuple[bytes, str], Resource] = Few(MAX_GROUPS)
-        self._scopes: Few[tuple[bytes, str], Scope] = Few(MAX_GROUPS)
+        self.pairs = _Pairs()
+        self.resources: Few[tuple[bytes, str], Resource] = Few(MAX_GROUPS)
+        self.scopes: Few[tuple[bytes, str], Scope] = Few(MAX_GROUPS)
 
     def decode(self, data: bytes, now_ns: int, max_spans: int) -> Decoded | None:
         """The spans of a request. `None`: it has to be read the general way, which also says what is wrong with it. Raises
@@ -158,10 +157,10 @@ class Shallow:
     def _decoded(self, request: Any, now_ns: int) -> Decoded:
         decoded = Decoded()
         for group in request.resource_spans:
-            resource = self._shared(self._resources, group.resource, group.schema_url, ResourceMessage, resource_of)
+            resource = self._shared(self.resources, group.resource, group.schema_url, ResourceMessage, resource_of)
             for scope_group in group.scope_spans:
                 scope = self._shared(
-                    self._scopes, scope_group.scope, scope_group.schema_url, InstrumentationScope, scope_of)
+                    self.scopes, scope_group.scope, scope_group.schema_url, InstrumentationScope, scope_of)
                 for message in scope_group.spans:
                     span = self._span(message, resource, scope, now_ns)
                     if span is None:
@@ -188,7 +187,7 @@ class Shallow:
         span = bare_span(message, resource, scope, now_ns)
         if span is None:
             return None
-        span.attributes = dict(map(self._pairs.__getitem__, message.attributes))
+        span.attributes = dict(map(self.pairs.__getitem__, message.attributes))
         status = message.status
         if status:
             if len(status) > 1:
