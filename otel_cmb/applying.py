@@ -20,7 +20,7 @@ from otel_cmb.dialects import in_list, insert_sql, list_param, mark, qualified
 from otel_cmb.enriching import Enriching
 from otel_cmb.event import Event
 from otel_cmb.history import HistoryWriter
-from otel_cmb.known import Known
+from otel_cmb.known import Known, Saving
 from otel_cmb.links import Links, Outside
 from otel_cmb.ordering import lifted, number
 from otel_cmb.placing import Placing
@@ -91,16 +91,7 @@ class Applying:
         outside = self._links.outside(connection, changes, gone)
         due = self._due(connection, changes, prepared.runs, orders, outside)
         self._delete(connection, gone)
-        changed: list[tuple[Any, ...]] = []
-        with inserting(
-            connection, self._events, self._rows.inserted, self._inserted(due.wholes, changed),
-            sum([new for _, _, new in due.wholes]),
-        ):  # PostgreSQL checks the rows' keys meanwhile
-            saving = self._known.gather([(change.trace, change.after) for change in changes], self._writer)
-        _write(connection, self._insert_interned, sorted(self._interner.new.items()))  # what the rows turned out to refer to
-        self._history.write(connection)
-        _write(connection, self._rows.update, changed)
-        self._rows.links.write(connection, due.links)
+        saving = self._write_rows(connection, changes, due)
         self._side.write(connection, due.side)
         self._links.settle(connection, changes, gone, outside)
         self._known.save(connection, saving)
@@ -108,6 +99,20 @@ class Applying:
         for change in changes:
             unread = {id_: change.trace.orders[id_] for id_ in change.trace.unread}
             change.trace.orders = {**unread, **{id_: orders[id_] for id_ in change.after}}
+
+    def _write_rows(self, connection: Connection, changes: Sequence[Change], due: _Due) -> Saving:
+        """The rows, and what they refer to, which is known when they are packed. Gives what is to be written beside them."""
+        changed: list[tuple[Any, ...]] = []
+        with inserting(
+            connection, self._events, self._rows.inserted, self._inserted(due.wholes, changed),
+            sum([new for _, _, new in due.wholes]),
+        ):  # PostgreSQL checks the rows' keys meanwhile
+            saving = self._known.gather([(change.trace, change.after) for change in changes], self._writer)
+        _write(connection, self._insert_interned, sorted(self._interner.new.items()))
+        self._history.write(connection)
+        _write(connection, self._rows.update, changed)
+        self._rows.links.write(connection, due.links)
+        return saving
 
     def _next_order(self, connection: Connection, run_id: str) -> int:
         value = connection.exec_driver_sql(self._last_order, (run_id,)).scalar()

@@ -3,23 +3,25 @@
 Such an event *names* its parent (`parent_event_id` with `parent_known` false): by `cmb.parent_event_id`, by baggage that came
 with a request, or by a link of its span. The parent comes before it or after it, written by any process; it may go deeper
 when its own trace grows, and go away when it is merged into another row. A batch writes few of the rows concerned: children,
-and what is below them, are mostly in the database already. An example, with the depth of each row behind it:
+and what is below them, are mostly in the database already.
 
-    trace A: plan > ask        trace B: work > search       `work` names `ask`
+An example (`tests/test_links.py` plays it): `plan > ask` in one trace, `work > search` and later `work > read` in another;
+`work` names `ask`. What arrives, and the depths of all rows then:
 
-    1. B comes first         work 0, search 1               there is no `ask`: `work` is a root, and waits for it
-    2. A comes               plan 0, ask 1                  `ask` is new and awaited: `work` is linked to it and goes from 0
-                             work 2, search 3               to 2, and all that is below `work` goes with it
-    3. B grows by `read`     read 3                         `work` is not written: `read` lies below the depth its row has
-    4. A gets a root above   plan 1, ask 2                  `ask` went deeper: what waits for it follows
-                             work 3, search 4, read 4
-    5. `ask` is merged away  work 0, search 1, read 1       what waits for it is a root again
+    1. work, search     work 0, search 1                          there is no `ask`: `work` is a root, and waits for it
+    2. ask              ask 0, work 1, search 2                   `ask` is new and awaited: `work` is linked to it and becomes
+                                                                  deeper, and with it all that is below it
+    3. read             ask 0, work 1, search 2, read 2           `work` is not written: `read` lies below the depth of its row
+    4. plan             plan 0, ask 1, work 2, search 3, read 3   `ask` moved, and what waits for it follows
+    5. plan takes       plan 0, work 0, search 1, read 1          `ask` is gone: what waits for it is a root again
+       `ask` in
 
-So a transaction does it in two steps. :meth:`Links.outside`, before the rows are written, says from which depth each trace
-counts; as rows of one trace are written now or stay (step 3), that is the depth which the named child's row has now.
-:meth:`Links.settle`, after them, looks at whom the batch made, moved or deleted (steps 2, 4, 5), links the children that name
-these, and moves whole subtrees by what the depth of their top changed. Only a child that is new, or was below something in
-its own trace, is put to its final place at once: all that lies below it in its trace is written in the same transaction.
+A transaction does this in two steps. :meth:`Links.outside`, before the rows are written, says from which depth each trace
+counts. Some rows of a trace are written now and others stay, and they have to agree (step 3): so that is the depth which the
+named child's row has already. :meth:`Links.settle`, after the rows are written, looks for children that wait for what was made,
+moved or deleted (steps 2, 4, 5), links them, and moves whole subtrees by what the depth of their top changed. Only a child that
+is new, or was below something in its own trace, goes to its final place at once: all that lies below it in its trace is written
+in the same transaction.
 """
 
 from __future__ import annotations
