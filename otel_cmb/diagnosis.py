@@ -13,7 +13,8 @@ from otel_cmb.accounting import Totals
 from otel_cmb.binding import Binding, bind
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.diagnosis_open import DIED, LIVING, NOBODY, QUIET, THEIRS, Open, open_events, open_runs
-from otel_cmb.dialects import SQLITE, make_engine
+from otel_cmb.dialects import SQLITE
+from otel_cmb.engines import make_engine
 from otel_cmb.errors import CMBError, RunNotFoundError
 from otel_cmb.faults import classify
 from otel_cmb.journal import journals, read_only_summary

@@ -15,8 +15,10 @@ from sqlalchemy import Connection, Engine
 from otel_cmb import clock
 from otel_cmb.binding import Binding, bind
 from otel_cmb.config import Settings
-from otel_cmb.dialects import begin_write, clear_errors, lock_runs, make_engine, mark, timestamp, timestamp_ns
+from otel_cmb.dialects import mark, timestamp, timestamp_ns
+from otel_cmb.engines import clear_errors, make_engine
 from otel_cmb.event import OWN_ID
+from otel_cmb.transactions import begin_write, lock_runs
 from otel_cmb.values import as_dict
 from otel_cmb.workflow import Workflow
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
-from otel_cmb import config, dialects, sqlite_turns
+from otel_cmb import config, engines, sqlite_turns, transactions
 
 
 @pytest.fixture
 def connections(sqlite_url: str) -> Iterator[tuple[sa.Connection, sa.Connection]]:
-    engine = dialects.make_engine(config.load(database_url=sqlite_url, busy_timeout=30))
+    engine = engines.make_engine(config.load(database_url=sqlite_url, busy_timeout=30))
     with engine.connect() as first, engine.connect() as second:
         first.exec_driver_sql("CREATE TABLE t (x)")
         yield first, second
@@ -36,11 +36,11 @@ def test_a_writer_waits_for_its_turn(connections: tuple[sa.Connection, sa.Connec
         time.sleep(0.0001)
 
     monkeypatch.setattr(sqlite_turns, "time", type("Clock", (), {"sleep": staticmethod(sleep)}))
-    dialects.begin_write(first)
+    transactions.begin_write(first)
     first.exec_driver_sql("INSERT INTO t VALUES (1)")
 
     def write() -> None:
-        dialects.begin_write(second)
+        transactions.begin_write(second)
         second.exec_driver_sql("INSERT INTO t VALUES (2)")
         second.commit()
 
@@ -67,15 +67,15 @@ def test_who_holds_the_file_for_long_is_asked_rarely(
 
     monkeypatch.setattr(sqlite_turns, "time", type("Clock", (), {"sleep": staticmethod(sleep)}))
     monkeypatch.setattr(sqlite_turns, "clock", type("Clock", (), {"monotonic": staticmethod(lambda: now[0])}))
-    dialects.begin_write(first)
+    transactions.begin_write(first)
     with pytest.raises(sa.exc.OperationalError, match="database is locked"):
-        dialects.begin_write(second)
+        transactions.begin_write(second)
     assert 29.9 < sum(waits) < 30.1
     assert waits[0] == 0.001 and waits[-1] == 0.01 and len(waits) < 5_000
     first.rollback()
     assert _busy_timeout(second) == 30_000
     second.rollback()
-    dialects.begin_write(second)
+    transactions.begin_write(second)
     second.exec_driver_sql("INSERT INTO t VALUES (3)")
     second.commit()
     assert first.exec_driver_sql("SELECT x FROM t").scalars().all() == [3]
@@ -85,11 +85,11 @@ def test_another_error_is_told_at_once(tmp_path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sqlite_turns, "time", type("Clock", (), {"sleep": staticmethod(lambda _: pytest.fail("waited"))}))
     path = tmp_path / "events.db"
     settings = config.load(database_url=f"sqlite:///{path}")
-    engine = dialects.make_engine(settings)
+    engine = engines.make_engine(settings)
     with engine.connect() as connection:
         connection.exec_driver_sql("CREATE TABLE t (x)")
         path.write_bytes(b"no database, though as long as one is. " * 500)
         with pytest.raises(sa.exc.DatabaseError):
-            dialects.begin_write(connection)
+            transactions.begin_write(connection)
         assert _busy_timeout(connection) == 2_000
     engine.dispose()
