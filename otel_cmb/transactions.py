@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from otel_cmb.dialects import SQLITE
 from otel_cmb.faults import Fault, classify
+from otel_cmb.sqlite_turns import begin_immediate
 
 __all__ = ["begin_read", "begin_write", "lock_mode", "lock_runs"]
 
@@ -26,7 +27,7 @@ def begin_write(connection: Connection) -> None:
     """Begin the writing transaction. SQLite: `BEGIN IMMEDIATE`, so that no other writer comes between what is read and
     what is written. PostgreSQL: `BEGIN` (READ COMMITTED) with a bound on lock waits, for this transaction only."""
     if connection.dialect.name == SQLITE:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        begin_immediate(connection)
     else:
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_WAIT}'")
 
