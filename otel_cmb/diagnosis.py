@@ -128,7 +128,8 @@ _RUNNING = {
 }
 _EXECUTING = {
     DIED: f"of a process that died: {_REPLAY} ends them",
-    QUIET: f"of a trace whose root never came: `otel-cmb serve` ends them after quiet_time, {_REPLAY} now",
+    QUIET: "of a trace whose root never came, or made by on_missing_run=create: `otel-cmb serve` ends them after quiet_time, "
+    f"{_REPLAY} now",
     NOBODY: _ELSEWHERE + "UPDATE workflow_runs SET status = 'failed', completed_at = CURRENT_TIMESTAMP WHERE id = '...'",
 }
 

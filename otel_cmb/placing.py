@@ -13,7 +13,7 @@ from otel_cmb.event import Event, Span, Stamp, trace_id_range
 from otel_cmb.items import DEFERRED, NO_RUN, PARKED, REFUSED, RUN_NOT_FOUND, SESSION_MISMATCH, UNSETTLED, Item, Outcome
 from otel_cmb.known import Known
 from otel_cmb.late_nodes import LateNodes
-from otel_cmb.workflow import RunRow, Workflow
+from otel_cmb.workflow import MISSING, RunRow, Workflow
 
 __all__ = ["Names", "Place", "Placing", "missing_run", "names_of"]
 
@@ -166,7 +166,7 @@ class Placing:
                 run = RunRow(run_id, self._workflow.session_id(connection, session, exact=True))
                 self._planned[run.id] = (run, item.span.start_ns)
                 return run
-            meta = {"automatic": True} if own else None
+            meta = {"automatic": True} if own else MISSING
             return self._workflow.create_run(
                 connection, run_id, session=session, started_ns=item.span.start_ns, meta=meta, exact_session=True)
         item.outcome = Outcome(PARKED, RUN_NOT_FOUND, missing_run(run_id, self._settings), run_id)

@@ -31,6 +31,8 @@ APPLICATION_SESSION = "default_session"
 DIED = "process ended before the run did"
 QUIET = "nothing had come for long"
 """Why a run was ended without anybody saying so."""
+MISSING = {"on_missing_run": "create"}
+"""The meta of a run that was made because spans named it and it was not there: nobody knows when it ends."""
 MADE_BY_US = "otel_cmb"
 
 
