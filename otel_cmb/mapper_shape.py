@@ -49,6 +49,8 @@ class Shape:
     """Whether there is a field that can say what the act spent."""
     meta: tuple[tuple[str, str], ...]
     """Those of `META_FIELDS` it may have."""
+    enveloped: bool
+    """Whether its payload is in an envelope."""
 
     def fields(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
         """Our fields, each from the best attribute that is not null."""
@@ -99,6 +101,7 @@ def _make(known: tuple[str, ...]) -> Shape:
         next((kind for key, kind in PRESENT.items() if key in known), None),
         not _FAILURES.isdisjoint(ranked), not _SPENDING.isdisjoint(ranked),
         tuple(pair for pair in META_FIELDS if pair[0] in ranked),
+        "input_envelope" in ranked or "output_envelope" in ranked,
     )  # fmt: skip
 
 
