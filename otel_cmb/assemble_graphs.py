@@ -27,14 +27,14 @@ def find_agents(nodes: list[Node]) -> list[Node]:
     and the answer have parents first."""
     moved = False
     graphs: dict[int, Node] = {}
-    for node in nodes:
+    for node in [node for node in nodes if node.facts.shape.around]:
         found = node.facts.found
         if "graph_node" in found:
             parent = node.parent
             if parent is not None and parent.live and _is_model_step(node):
                 graphs[id(parent)] = parent
         elif node.kind == AGENT:
-            if not node.children and "operation" in found:
+            if not node.children and "workflow_nodes" in found:
                 moved |= _hold(node)
         elif node.kind == LLM and found.get("span_type") == "log":
             moved |= _follow(node)

@@ -9,7 +9,17 @@ from typing import Any
 
 from otel_cmb.messages import as_json, python_literal
 
-__all__ = ["EXIT_REPLY", "as_mapping", "canonical", "content_of", "error_result", "exit_code_of", "structure_of", "unquoted", "whole"]
+__all__ = [
+    "EXIT_REPLY",
+    "as_mapping",
+    "canonical",
+    "content_of",
+    "error_result",
+    "exit_code_of",
+    "structure_of",
+    "unquoted",
+    "whole",
+]
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from otel_cmb.event import STATUS_ERROR, Event
 
 OI = "openinference.span.kind"
 LLAMA = "openinference.instrumentation.llama_index"
+NODES = {"gen_ai.workflow.nodes": "['model', 'tools']"}
 
 
 def told(found: list[Event]) -> list[tuple[Any, ...]]:
@@ -67,16 +68,16 @@ def task(number: int, parent: int, name: str, **options: Any) -> Any:
 
 def test_what_an_agent_does_is_inside_of_it_where_its_span_is_a_leaf() -> None:
     """Traceloop under LangGraph: the agent's span and the task that it is are side by side."""
-    found = events(
-        agent(1, "team"), agent(2, "writer", 1, end=900), task(3, 1, "writer", end=800), chat(4, 3, end=700),
-    )  # fmt: skip
+    leaf = agent(2, "writer", 1, end=900, more=NODES)
+    found = events(agent(1, "team"), leaf, task(3, 1, "writer", end=800), chat(4, 3, end=700))
     assert [(event.event_type, event.depth) for event in found] == [
         ("agent_call", 0), ("agent_call", 1), ("info", 2), ("llm_call", 3),
     ]  # fmt: skip
 
 
 def test_a_task_that_an_agent_does_not_enclose_stays_beside_it() -> None:
-    found = events(agent(1, "team"), agent(2, "writer", 1, end=3), task(3, 1, "writer", end=800), task(4, 1, "b"))
+    leaf = agent(2, "writer", 1, end=3, more=NODES)
+    found = events(agent(1, "team"), leaf, task(3, 1, "writer", end=800), task(4, 1, "b"))
     assert [event.depth for event in found] == [0, 1, 1, 1]
 
 
