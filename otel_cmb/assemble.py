@@ -73,7 +73,7 @@ def assemble(facts: Iterable[Facts], *, record: str = "agents") -> list[Event]:
             for more in events_inside(node.best, node.kind, event):
                 rows.append((start, more.depth, more.started_ns, more.id, len(rows), more))
     for node in nodes:  # no cycle is left: what pass 2 needed goes at once, not when the garbage is collected
-        node.parent = node.up = node.into = node.after = node.near = None
+        node.parent = node.up = node.into = node.before = node.after = node.near = None
     rows.sort()
     return [row[-1] for row in rows]
 

@@ -24,20 +24,22 @@ LONE_AGENT = "BaseWorkflowAgent."
 
 def find_agents(nodes: list[Node]) -> list[Node]:
     """Makes agents of the graphs that are one, and puts inside of a span what belongs there and hangs beside it. `nodes`
-    and the answer have parents first."""
-    moved = False
+    and the answer have parents first. Linear in their number."""
     graphs: dict[int, Node] = {}
+    untidy: dict[int, Node] = {}
     for node in [node for node in nodes if node.facts.shape.around]:
+        parent = node.parent
+        if parent is None:
+            continue
         found = node.facts.found
         if "graph_node" in found:
-            parent = node.parent
-            if parent is not None and parent.live and _is_model_step(node):
+            if parent.live and _is_model_step(node):
                 graphs[id(parent)] = parent
-        elif node.kind == AGENT:
-            if not node.children and "workflow_nodes" in found:
-                moved |= _hold(node)
-        elif node.kind == LLM and found.get("span_type") == "log":
-            moved |= _follow(node)
+        elif _is_leaf(node) or _is_log(node):
+            untidy[id(parent)] = parent
+    moved = False
+    for parent in untidy.values():
+        moved |= _tidy(parent)
     for graph in graphs.values():
         name = _name_of(graph)
         if name is not None:
@@ -116,47 +118,56 @@ def _acting(facts: Facts, kind: str, name: str) -> Facts:
     return known[2]
 
 
-def _hold(agent: Node) -> bool:
-    """Traceloop's span of an agent inside a graph is a leaf, and what the agent does hangs on the one beside it."""
-    parent = agent.parent
-    if parent is None or agent.facts.agent is None:
-        return False
-    span = agent.facts.span
-    for other in parent.children:
-        facts = other.facts
-        if (
-            other is not agent
-            and facts.found.get("operation") == "execute_task"
-            and _runnable(facts) == agent.facts.agent
-            and facts.span.scope.name == span.scope.name
-            and facts.span.start_ns >= span.start_ns
-            and (span.end_ns is None or (facts.span.end_ns is not None and facts.span.end_ns <= span.end_ns))
-        ):
-            parent.children = [child for child in parent.children if child is not other]
-            agent.children = [other]
-            other.parent = agent
-            return True
-    return False
+LOOK_BACK = 64
+"""How many spans before one, inside the same, it may belong to."""
 
 
-def _follow(log: Node) -> bool:
-    """Logfire's span of a streamed call ends before its stream does: the answer and what it spent come in a log record
-    beside it, which goes on with the latest call of the same question that has no answer."""
-    parent = log.parent
-    if parent is None:
+def _tidy(parent: Node) -> bool:
+    """Puts what hangs beside the span it belongs inside of there."""
+    kept: list[Node] = []
+    for node in parent.children:
+        place = next((at for at in range(len(kept) - 1, max(len(kept) - LOOK_BACK, 0) - 1, -1) if _holds(kept[at], node)), None)
+        if place is not None:
+            _put(kept[place], node)
+            continue
+        if _is_leaf(node):  # a coarse clock gave what it holds the same start
+            place = next((at for at in range(max(len(kept) - LOOK_BACK, 0), len(kept)) if _holds(node, kept[at])), None)
+            if place is not None:
+                _put(node, kept.pop(place))
+        kept.append(node)
+    moved = len(kept) < len(parent.children)
+    parent.children = kept
+    return moved
+
+
+def _put(outer: Node, inner: Node) -> None:
+    outer.children = [inner]
+    inner.parent = outer
+
+
+def _is_leaf(node: Node) -> bool:
+    """Traceloop's span of an agent inside a graph: what the agent does hangs on the one beside it."""
+    return node.kind == AGENT and not node.children and "workflow_nodes" in node.facts.found
+
+
+def _is_log(node: Node) -> bool:
+    """Logfire's span of a streamed call ends before its stream does: the answer and what it spent come in a log record."""
+    return node.kind == LLM and node.facts.found.get("span_type") == "log"
+
+
+def _holds(outer: Node, inner: Node) -> bool:
+    a, b = outer.facts, inner.facts
+    one, other = a.span, b.span
+    if outer.children or one.scope.name != other.scope.name or other.start_ns < one.start_ns:
         return False
-    told = log.facts
-    for other in reversed(parent.children):
-        facts = other.facts
-        if (
-            other.kind == LLM and not other.children and other is not log
-            and facts.span.start_ns <= told.span.start_ns
-            and facts.span.scope.name == told.span.scope.name
-            and "tokens_in" not in facts.found and "messages_out" not in facts.found
-            and all(facts.found.get(name) == told.found.get(name) for name in ("messages_in", "request_model"))
-        ):  # fmt: skip
-            parent.children = [child for child in parent.children if child is not log]
-            other.children = [log]
-            log.parent = other
-            return True
-    return False
+    if _is_leaf(outer):
+        return (
+            b.found.get("operation") == "execute_task"
+            and _runnable(b) == a.agent
+            and (one.end_ns is None or (other.end_ns is not None and other.end_ns <= one.end_ns))
+        )
+    return (
+        outer.kind == LLM and _is_log(inner) and not _is_log(outer)
+        and "tokens_in" not in a.found and "messages_out" not in a.found
+        and all(a.found.get(name) == b.found.get(name) for name in ("messages_in", "request_model"))
+    )  # fmt: skip

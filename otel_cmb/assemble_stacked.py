@@ -74,12 +74,12 @@ MOST_BESIDE = 256
 
 
 def _one_model(a: Node, b: Node) -> bool:
-    models = [{node.best.found.get(name) for name in ("model", "request_model")} - {None, ""} for node in (a, b)]
-    return any(
-        isinstance(one, str) and isinstance(other, str) and (one.startswith(other) or other.startswith(one))
-        for one in models[0]
-        for other in models[1]
-    )
+    return any(one.startswith(other) or other.startswith(one) for one in _models(a) for other in _models(b))
+
+
+def _models(node: Node) -> list[str]:
+    named = (node.best.found.get(name) for name in ("model", "request_model"))
+    return [name for name in named if isinstance(name, str) and name]
 
 
 def _identity(node: Node) -> tuple[object, ...] | None:
