@@ -34,6 +34,8 @@ SERVICES = {
 }
 RUN_ID = "x-cmb-run-id"
 JAEGER_THREADS = 8
+FAREWELL_SECONDS = 0.2
+"""How long those who watch the health have to hear of the end before their calls are ended."""
 
 
 def server_options(settings: ServeSettings) -> list[tuple[str, Any]]:
@@ -90,6 +92,33 @@ def _code(answer: Answer) -> grpc.StatusCode:
     return code
 
 
+class _Health(health.aio.HealthServicer):  # type: ignore[name-defined, misc, unused-ignore]
+    """The standard service. Its `Watch` never ends by itself, and would keep every drain waiting to its bound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watching: set[asyncio.Task[Any]] = set()
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802  (the name in the protocol)
+        watching = asyncio.ensure_future(super().Watch(request, context))
+        self._watching.add(watching)
+        try:
+            await asyncio.wait({watching})
+            if not watching.cancelled():
+                watching.result()
+        finally:
+            self._watching.discard(watching)
+            watching.cancel()
+
+    async def end(self) -> None:
+        """Say that nothing is served any more, then end the calls of those who watch."""
+        await self.enter_graceful_shutdown()
+        if self._watching:
+            await asyncio.sleep(FAREWELL_SECONDS)
+        for watching in self._watching:
+            watching.cancel()
+
+
 class GrpcDoor:
     """A gRPC server of a receiver: OTLP and health, and with `jaeger` also Jaeger's remote storage API, whose writer
     OTLP is."""
@@ -105,7 +134,7 @@ class GrpcDoor:
             self._threads = ThreadPoolExecutor(JAEGER_THREADS, thread_name_prefix="otel-cmb-jaeger")
             add_servicers(self._server, jaeger, self._threads, self._may_not_read, _unpacked)
             self._names += SERVICE_NAMES
-        self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined, unused-ignore]
+        self._health = _Health()
         for signal, service in SERVICES.items():
             handler = grpc.stream_unary_rpc_method_handler(self._exporter(signal))
             self._server.add_generic_rpc_handlers(
@@ -166,7 +195,6 @@ class GrpcDoor:
 
     async def stop(self, grace: float) -> None:
         """Take no new calls, let the running ones end within `grace` seconds, then cancel them."""
-        await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace)
+        await asyncio.gather(self._server.stop(grace), self._health.end())
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)

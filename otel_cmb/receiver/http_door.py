@@ -25,6 +25,7 @@ from otel_cmb.receiver.grpc_door import RUN_ID
 from otel_cmb.receiver.house import House
 from otel_cmb.receiver.metrics import CONTENT_TYPE, render
 from otel_cmb.receiver.settings import Address, ServeSettings
+from otel_cmb.receiver.tokens import Caller
 
 if TYPE_CHECKING:
     from otel_cmb.receiver.web import Web
@@ -120,16 +121,12 @@ class HttpDoor:
         house = self._house
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         as_json = FORMS.get(media_type, True)
-        if not house.reading.enter():
-            return await self._turn_away(request, house.say("http", signal, "overloaded", "too many requests"), as_json)
-        body = bytearray()
         try:
             encoding = self._head(request, signal, media_type)
             caller = house.caller(request.headers.get("authorization"), request.headers.get(RUN_ID))
             if caller is None:
                 raise _Respond(house.say("http", signal, "unauthenticated", "a valid bearer token is needed"))
-            await self._read(request, signal, body)
-            answer = await house.work("http", signal, bytes(body), caller, as_json=as_json, encoding=encoding)
+            answer = await self._take(request, signal, caller, as_json=as_json, encoding=encoding)
         except _Respond as early:
             return await self._turn_away(request, early.answer, as_json)
         except ClientDisconnect:
@@ -139,9 +136,18 @@ class HttpDoor:
                 raise
             # the drain timeout is over; what the thread has taken is safe, but nobody waits for its answer any more
             return _response(house.say("http", signal, "unavailable", "the server is shutting down"), signal, as_json)
+        return _response(answer, signal, as_json)
+
+    async def _take(self, request: Request, signal: str, caller: Caller, *, as_json: bool, encoding: str) -> Answer:
+        """Only who may send has a place; whoever is turned away holds none while the rest of its body is thrown away."""
+        house, body = self._house, bytearray()
+        if not house.reading.enter():
+            raise _Respond(house.say("http", signal, "overloaded", "too many requests"))
+        try:
+            await self._read(request, signal, body)
+            return await house.work("http", signal, bytes(body), caller, as_json=as_json, encoding=encoding)
         finally:
             house.reading.leave(len(body))
-        return _response(answer, signal, as_json)
 
     def _head(self, request: Request, signal: str, media_type: str) -> str:
         """The content encoding; whatever the head alone forbids ends here, before the body is read."""
