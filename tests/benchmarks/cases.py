@@ -125,12 +125,13 @@ for _ in range(count // 20):
         open_.append(one)
     for one in reversed(open_): one.end()
 ended = time.perf_counter()
+left = processor.stats().pending
 flushed = processor.force_flush(600_000)
 drained = time.perf_counter()
 stats = processor.stats()
-print(json.dumps({"offered": count / (ended - begun), "drained": count / (drained - begun), "after": drained - ended, "flushed": flushed,
-                  "lost": sum(stats.lost.values()), "committed": stats.committed + stats.merged, "received": stats.received,
-                  "done_at_end": 0}))
+print(json.dumps({"offered": count / (ended - begun), "drained": count / (drained - begun), "after": left / (drained - ended),
+                  "flushed": flushed, "lost": sum(stats.lost.values()), "committed": stats.committed + stats.merged,
+                  "received": stats.received}))
 os._exit(0)
 """
 
@@ -139,7 +140,7 @@ def burst(directory: Path, rounds: int, full: bool) -> Iterator[Row]:
     import json
 
     count = 100_000 if full else 10_000
-    rates, raw, lost, offered = [], [], 0, []
+    rates, after, raw, lost, offered = [], [], [], 0, []
     for n in range(1 if not full else min(rounds, 3)):
         place = directory / str(n)
         place.mkdir()
@@ -148,12 +149,14 @@ def burst(directory: Path, rounds: int, full: bool) -> Iterator[Row]:
             raise RuntimeError(f"a burst was not stored: {found}")
         lost += found["lost"]
         rates.append(found["drained"])
+        after.append(found["after"])
         offered.append(found["offered"])
         ddl, rows = limits.sqlite_rows(place / "otel_cmb.db")
         raw.append(limits.sqlite_limit(place / "raw.db", ddl, rows))
     row = _rates(f"burst of {count:,} spans: stored, from first span to last commit (offered {statistics.median(offered):,.0f}/s)",
                  rates, raw, "raw limit")
     yield Row(f"{row.what}; {lost} lost", row.ours, row.beside, row.ratio, row.spread)
+    yield _rates("what was left of it when the program had ended its last span", after, raw, "raw limit")
 
 
 # -- ingest --------------------------------------------------------------------------------------------------------------
@@ -212,9 +215,6 @@ def ingest_sqlite(directory: Path, rounds: int, full: bool) -> Iterator[Row]:
 
 
 def ingest_postgresql(directory: Path, rounds: int, full: bool) -> Iterator[Row]:
-    from otel_cmb import config, migrations
-    from otel_cmb.engines import make_engine
-
     count = 40_960 if full else 10_240
     ours, raw = [], []
     with _postgresql() as (server, postgres):
@@ -224,12 +224,19 @@ def ingest_postgresql(directory: Path, rounds: int, full: bool) -> Iterator[Row]
             with server.database() as source, server.database() as target:
                 url = postgres.text(source)
                 ours.append(float(_python(_INGEST, url, str(count), "1", workload.RUN, cwd=place).split()[0]))
-                settings = config.load(database_url=postgres.text(target))
-                engine = make_engine(settings)
-                migrations.upgrade(engine, settings)
-                engine.dispose()
-                raw.append(limits.postgresql_limit(_libpq(source), _libpq(target)))
+                raw.append(_postgresql_limit(postgres, source, target))
     yield _rates(f"durable ingest in process, PostgreSQL, {count:,} spans in batches of 512", ours, raw, "raw COPY + ON CONFLICT")
+
+
+def _postgresql_limit(postgres: Any, source: Any, target: Any) -> float:
+    from otel_cmb import config, migrations
+    from otel_cmb.engines import make_engine
+
+    settings = config.load(database_url=postgres.text(target))
+    engine = make_engine(settings)
+    migrations.upgrade(engine, settings)
+    engine.dispose()
+    return limits.postgresql_limit(_libpq(source), _libpq(target))
 
 
 def _libpq(url: Any) -> str:
@@ -331,7 +338,7 @@ def _memory(process: subprocess.Popen[str], field: str = "VmRSS") -> float:
 
 def receiver(directory: Path, rounds: int, full: bool) -> Iterator[Row]:
     count = 40_960 if full else 10_240
-    ours, raw, four, peaks, idles, latencies, starts = [], [], [], [], [], [], []
+    ours, four, raw, peaks, idles, latencies, starts = [], [], [], [], [], [], []
     for n in range(rounds):
         place = directory / str(n)
         place.mkdir()
@@ -340,18 +347,40 @@ def receiver(directory: Path, rounds: int, full: bool) -> Iterator[Row]:
             idles.append(_memory(process))
             single = _python(_SENDER, address, "300", "7", "single", cwd=place).split()
             latencies.append(float(single[3]))
-            ours.append(float(_python(_SENDER, address, str(count), str(n), "bulk", cwd=place).split()[0]))
-            if n == 0:
-                four.append(_senders(place, address, 4, count // 4))
+            one, several = _received(place, address, count)
+            ours.append(one)
+            four.append(several)
             peaks.append(_memory(process, "VmHWM"))
         ddl, rows = limits.sqlite_rows(place / "x.db")
         raw.append(limits.sqlite_limit(place / "raw.db", ddl, rows))
         shutil.rmtree(place)
     yield _rates(f"durable ingest through the receiver, gRPC, SQLite, {count:,} spans, requests of 512", ours, raw, "raw limit")
-    yield Row("the same from 4 senders", f"{four[0]:,.0f}/s", "", "")
+    yield _rates("the same from 4 senders", four, raw, "raw limit")
     yield Row("p99 latency of a single-span request", f"{statistics.median(latencies):.1f} ms", "", "", _spread(latencies, " ms"))
     yield Row("start of `otel-cmb serve` to its first answer", f"{statistics.median(starts):,.0f} ms", "", "", _spread(starts, " ms"))
     yield Row("memory of the server: idle, highest", f"{statistics.median(idles):.0f}, {max(peaks):.0f} MiB", "", "")
+    ours, four, raw, peaks = [], [], [], []
+    with _postgresql() as (server, postgres):
+        for n in range(min(rounds, 3)):
+            place = directory / f"postgresql{n}"
+            place.mkdir()
+            with server.database() as source, server.database() as target:
+                with _server(place, postgres.text(source)) as (address, process, _):
+                    one, several = _received(place, address, count)
+                    ours.append(one)
+                    four.append(several)
+                    peaks.append(_memory(process, "VmHWM"))
+                raw.append(_postgresql_limit(postgres, source, target))
+    yield _rates(f"durable ingest through the receiver, gRPC, PostgreSQL, {count:,} spans, requests of 512", ours, raw, "raw limit")
+    yield _rates("the same from 4 senders", four, raw, "raw limit")
+    yield Row("memory of the server: highest", f"{max(peaks):.0f} MiB", "", "")
+
+
+def _received(place: Path, address: str, count: int) -> tuple[float, float]:
+    """Spans per second from one sender and from four."""
+    _python(_SENDER, address, "1024", "98", "bulk", cwd=place)  # warm
+    one = float(_python(_SENDER, address, str(count), "1", "bulk", cwd=place).split()[0])
+    return one, _senders(place, address, 4, count // 4)
 
 
 def _senders(place: Path, address: str, senders: int, count: int) -> float:
