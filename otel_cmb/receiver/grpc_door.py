@@ -20,7 +20,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from otel_cmb.errors import ConfigurationError
 from otel_cmb.receiver.answers import Answer, response_of, trailers_of
-from otel_cmb.receiver.house import House
+from otel_cmb.receiver.gate import TurnedOutError
+from otel_cmb.receiver.house import MAKE_ROOM, House
 from otel_cmb.receiver.intake import inflate
 from otel_cmb.receiver.settings import Address, ServeSettings
 from otel_cmb.receiver.tls import TlsFiles
@@ -36,9 +37,10 @@ RUN_ID = "x-cmb-run-id"
 JAEGER_THREADS = 8
 
 
-def server_options(settings: ServeSettings) -> list[tuple[str, Any]]:
-    """Channel arguments: limits of one connection, and pings that find half-open ones."""
+def server_options(settings: ServeSettings, connections: int) -> list[tuple[str, Any]]:
+    """Channel arguments: how many connections there may be, limits of each, and pings that find half-open ones."""
     return [
+        ("grpc.max_allowed_incoming_connections", connections),  # counted from the accept on, before any handshake
         ("grpc.max_receive_message_length", settings.max_bytes),
         ("grpc.per_message_decompression", 0),
         ("grpc.max_concurrent_streams", 128),
@@ -97,13 +99,13 @@ class GrpcDoor:
     def __init__(self, house: House, jaeger: Any = None) -> None:
         self._house = house
         self._names = ["", *SERVICES.values()]
-        self._server = grpc.aio.server(options=server_options(house.settings))
+        self._server = grpc.aio.server(options=server_options(house.settings, house.connections))
         self._threads: ThreadPoolExecutor | None = None
         if jaeger is not None:
             from otel_cmb.jaeger.grpc_server import SERVICE_NAMES, add_servicers
 
             self._threads = ThreadPoolExecutor(JAEGER_THREADS, thread_name_prefix="otel-cmb-jaeger")
-            add_servicers(self._server, jaeger, self._threads, self._may_not_read, _unpacked)
+            add_servicers(self._server, jaeger, self._threads, self._may_not_read, _unpacked, self._question)
             self._names += SERVICE_NAMES
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined, unused-ignore]
         for signal, service in SERVICES.items():
@@ -117,6 +119,19 @@ class GrpcDoor:
         """How a call of Jaeger's API ends whose caller may not read; `None` when it may."""
         refusal = self._house.reading_refused(dict(context.invocation_metadata() or ()).get("authorization"))
         return None if refusal is None else (_code(refusal), refusal.text)
+
+    async def _question(self, context: Any) -> Any:
+        """What a call of Jaeger's API asks; it has a place like every request."""
+        place = self._house.enter("jaeger")
+        if place is None:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests at once")
+            raise AssertionError("unreachable")
+        try:
+            return await self._house.receive(place, context.read())
+        except TurnedOutError:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, MAKE_ROOM)
+        finally:
+            place.leave()
 
     def _exporter(self, signal: str) -> Callable[[Any, Any], Awaitable[bytes]]:
         async def export(_: Any, context: Any) -> bytes:
@@ -140,21 +155,23 @@ class GrpcDoor:
             return house.say("grpc", signal, "unauthenticated", "a valid bearer token is needed")
         if house.draining:
             return house.say("grpc", signal, "unavailable", "the server is shutting down")
-        if not house.reading.enter():
+        place = house.enter("grpc")
+        if place is None:
             return house.say("grpc", signal, "overloaded", "too many requests at once")
-        size, timeout = 0, house.settings.read_timeout
         try:
-            body = await asyncio.wait_for(context.read(), timeout)
+            body = await house.receive(place, context.read())
             if not isinstance(body, bytes):
                 return None
-            size = len(body)
-            if not house.reading.add(size):
-                return house.say("grpc", signal, "overloaded", "too many requests at once")
+            if not place.add(len(body)):
+                return house.say("grpc", signal, "overloaded", "too many bytes at once")
             return await house.work("grpc", signal, body, caller, encoding=_encoding(body))
         except asyncio.TimeoutError:
+            timeout = house.settings.read_timeout
             return house.say("grpc", signal, "slow", f"the message did not arrive within {timeout:g} s")
+        except TurnedOutError:
+            return house.say("grpc", signal, "overloaded", MAKE_ROOM)
         finally:
-            house.reading.leave(size)
+            place.leave()
 
     async def start(self, address: Address, flag: str = "--grpc") -> Address:
         """Listen; returns the address with the port that was picked."""
