@@ -282,6 +282,7 @@ class Store:
                 known = trace.facts[id_].span
                 item.outcome = Outcome(MERGED, ENDED if known.end_ns is not None else "")
             else:
+                trace.size += item.size
                 admitted.append((item, id_))
         for item in items:
             if item.content is not None:  # after the spans: the one it belongs to may be in this very batch
@@ -290,6 +291,7 @@ class Store:
                     continue
                 joined = trace.join(
                     item.content, code_tools=settings.code_tools, record=settings.record, capture=settings.capture)
+                trace.size += item.size
                 item.outcome = _COMMITTED if joined else Outcome(PARKED, NO_SPAN, "its span has not come yet")
         after = trace.assembled(settings.record) if trace.dirty else before
         survivors = further_spans(after.values())
