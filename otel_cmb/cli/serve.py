@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import gc
+import logging
+import os
+import sys
+import threading
+import time
 from typing import Any
 
 import click
@@ -10,6 +15,7 @@ import click
 from otel_cmb.cli.options import database_options
 
 JAEGER_STORAGE = "127.0.0.1:17271"
+END_SECONDS = 1.0
 
 
 @click.command()
@@ -65,3 +71,16 @@ def serve(
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     run(settings, pipeline_settings)
+    _end()
+
+
+def _end() -> None:
+    """Threads that wait for a database which hangs keep the process no longer than this: everything is given back, what is
+    not stored is in the journal."""
+    deadline = time.monotonic() + END_SECONDS
+    while any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
+        if time.monotonic() > deadline:
+            logging.shutdown()
+            sys.stderr.flush()
+            os._exit(0)
+        time.sleep(0.01)
