@@ -14,8 +14,9 @@ import orjson
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from otel_cmb.dialects import POSTGRESQL, identifier, insert_sql, lock_mode, update_sql
+from otel_cmb.dialects import POSTGRESQL, identifier, insert_sql, update_sql
 from otel_cmb.fit import TableInfo
+from otel_cmb.transactions import lock_mode
 
 __all__ = ["COPY_FROM", "ManyRows", "inserting"]
 
@@ -35,7 +36,7 @@ def inserting(
     PostgreSQL works while Python does: it takes in rows while `rows`, an iterator, makes the next ones, and checks the keys
     of all of them during the block. So neither may use the connection. Raises what the driver raises, as SQLAlchemy's
     errors, on entry or at the end; a row that is there already is a `DUPLICATE`
-    (:func:`otel_cmb.dialects.classify`) and spoils the transaction like any other error.
+    (:func:`otel_cmb.faults.classify`) and spoils the transaction like any other error.
     """
     if count >= COPY_FROM and table.copy and connection.dialect.driver == "psycopg" \
             and lock_mode(connection) == "advisory":  # engines that only speak PostgreSQL have their own idea of COPY

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from otel_cmb.config import Settings
 from otel_cmb.items import COMMITTED, IGNORED, PARKED, RUN_NOT_FOUND, Outcome
 from otel_cmb.placing import Placing, missing_run
-from otel_cmb.workflow import RunRow, Workflow
+from otel_cmb.workflow import MISSING, RunRow, Workflow
 
 __all__ = ["Commands"]
 
@@ -47,7 +47,7 @@ class Commands:
                 return Outcome(PARKED, RUN_NOT_FOUND, missing_run(run_id, self._settings), run_id)
             found[run_id] = self._workflow.create_run(
                 connection, run_id, session=None, started_ns=command["at"],
-                meta={"automatic": True} if run_id in self._placing.anonymous else None)
+                meta={"automatic": True} if run_id in self._placing.anonymous else MISSING)
         if self._owned:
             self._node_or_step(connection, found[run_id], action, command)
         return Outcome(COMMITTED)

@@ -133,7 +133,8 @@ SETTINGS: tuple[Setting, ...] = (
             "Seconds a span that names no run waits for its trace's root (receiver, importer) before a run is made or it is "
             "parked."),
     Setting("quiet_time", 3600.0, _number,
-            "Seconds without anything new after which a receiver ends the run of a trace whose root never came; 0: never."),
+            "Seconds without anything new after which a receiver ends the run of a trace whose root never came, or a run "
+            "made because it was missing; 0: never."),
     Setting("journal_max_bytes", 1_073_741_824, _whole(1_048_576),
             "Size cap of one process's journal: first no start rows, then no content, then spans are refused and counted."),
 )

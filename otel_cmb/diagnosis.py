@@ -13,7 +13,8 @@ from otel_cmb.accounting import Totals
 from otel_cmb.binding import Binding, bind
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.diagnosis_open import DIED, LIVING, NOBODY, QUIET, THEIRS, Open, open_events, open_runs
-from otel_cmb.dialects import SQLITE, make_engine
+from otel_cmb.dialects import SQLITE
+from otel_cmb.engines import make_engine
 from otel_cmb.errors import CMBError, RunNotFoundError
 from otel_cmb.faults import classify
 from otel_cmb.journal import journals, read_only_summary
@@ -127,7 +128,8 @@ _RUNNING = {
 }
 _EXECUTING = {
     DIED: f"of a process that died: {_REPLAY} ends them",
-    QUIET: f"of a trace whose root never came: `otel-cmb serve` ends them after quiet_time, {_REPLAY} now",
+    QUIET: "of a trace whose root never came, or made by on_missing_run=create: `otel-cmb serve` ends them after quiet_time, "
+    f"{_REPLAY} now",
     NOBODY: _ELSEWHERE + "UPDATE workflow_runs SET status = 'failed', completed_at = CURRENT_TIMESTAMP WHERE id = '...'",
 }
 

@@ -8,9 +8,8 @@ the ones it knows.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import Connection
@@ -29,9 +28,6 @@ from otel_cmb.traces import Trace, further_spans
 from otel_cmb.values import as_dict
 
 __all__ = ["Known", "Saving"]
-
-_log = logging.getLogger("otel_cmb")
-T = TypeVar("T")
 
 _CHUNK = 100
 """Traces asked for in one statement: keeps it under SQLite's limits on terms and expression depth."""

@@ -1,27 +1,50 @@
-"""Links that the trace itself does not give: parents in other traces, and what was not there when its event was written."""
+"""Parents in other traces: which row an event hangs below where its own trace does not have its parent, and how deep it lies.
+
+Such an event *names* its parent (`parent_event_id` with `parent_known` false): by `cmb.parent_event_id`, by baggage that came
+with a request, or by a link of its span. The parent comes before it or after it, written by any process; it may go deeper
+when its own trace grows, and go away when it is merged into another row. A batch writes few of the rows concerned: children,
+and what is below them, are mostly in the database already.
+
+An example (`tests/test_links.py` plays it): `plan > ask` in one trace, `work > search` and later `work > read` in another;
+`work` names `ask`. What arrives, and the depths of all rows then:
+
+    1. work, search     work 0, search 1                          there is no `ask`: `work` is a root, and waits for it
+    2. ask              ask 0, work 1, search 2                   `ask` is new and awaited: `work` is linked to it and becomes
+                                                                  deeper, and with it all that is below it
+    3. read             ask 0, work 1, search 2, read 2           `work` is not written: `read` lies below the depth of its row
+    4. plan             plan 0, ask 1, work 2, search 3, read 3   `ask` moved, and what waits for it follows
+    5. plan takes       plan 0, work 0, search 1, read 1          `ask` is gone: what waits for it is a root again
+       `ask` in
+
+A transaction does this in two steps. :meth:`Links.outside`, before the rows are written, says from which depth each trace
+counts. Some rows of a trace are written now and others stay, and they have to agree (step 3): so that is the depth which the
+named child's row has already. :meth:`Links.settle`, after the rows are written, looks for children that wait for what was made,
+moved or deleted (steps 2, 4, 5), links them, and moves whole subtrees by what the depth of their top changed. Only a child that
+is new, or was below something in its own trace, goes to its final place at once: all that lies below it in its trace is written
+in the same transaction.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from sqlalchemy import Connection
 
 from otel_cmb.beside import Beside
 from otel_cmb.binding import Binding
-from otel_cmb.dialects import in_list, insert_sql, list_param, mark, qualified, update_sql
+from otel_cmb.dialects import in_list, insert_sql, list_param, mark, qualified
 from otel_cmb.event import Event
 from otel_cmb.traces import Change
-from otel_cmb.workflow import Workflow
 
 __all__ = ["Links", "Outside"]
 
-REMEMBERED = 10_000
-"""Most events without a node that one process remembers beside an attached database."""
-
-
 Pair = tuple[str, str]
-"""(parent, child)"""
+"""A child names a parent: (parent, child)."""
+
+NO_PARENT = ""
+"""In a pair: the child names none any more, but its row lies as deep as if it did."""
 
 
 class _Row(NamedTuple):
@@ -30,128 +53,110 @@ class _Row(NamedTuple):
     parent: str | None
 
 
-class Outside(NamedTuple):
-    """How events hang below others that their trace does not have."""
+@dataclass(slots=True)
+class Outside:
+    """How the events of a transaction hang below others that their trace does not have."""
 
-    parents: dict[str, str | None]
-    """Event to the parent its row can name now."""
-    lift: dict[str, int]
-    """Event to how much deeper than in its own trace it lies."""
-
-
-def _moved(changes: Sequence[Change], gone: Collection[str]) -> list[str]:
-    """Events that came, went, or lie deeper or less deep in their trace than before."""
-    return [*gone, *(
-        event.id for change in changes for event in change.after.values()
-        if (before := change.before.get(event.id)) is None or before.depth != event.depth)]
+    parents: dict[str, str | None] = field(default_factory=dict)
+    """Event to the parent that its row is written with."""
+    lift: dict[str, int] = field(default_factory=dict)
+    """Event to how much deeper than in its own trace its row, and what is below it, is written."""
+    named: set[Pair] = field(default_factory=set)
+    """Names that are new."""
+    stale: set[Pair] = field(default_factory=set)
+    """Names that were given, and are no more."""
+    unsure: set[Pair] = field(default_factory=set)
+    """Names that the child's row does not show as it is written: to be looked at when all rows are."""
 
 
 class Links:
-    """Parents of other traces, and nodes of an attached database that come late."""
+    """Parents of other traces, for one database."""
 
-    def __init__(self, binding: Binding, workflow: Workflow, beside: Beside | None):
+    def __init__(self, binding: Binding, beside: Beside | None):
         self._beside = beside
-        self._binding = binding
-        self._workflow = workflow
+        self._dialect = binding.dialect
         self._mark = mark(binding.dialect)
         self._events = binding.tables["execution_events"].qualified
         self._columns = binding.tables["execution_events"].columns
-        self._named: set[Pair] = set()
-        """Names given in this transaction: (parent, child)."""
-        self._stale: set[Pair] = set()
-        """Names that are given no more."""
-        self._unsure: set[Pair] = set()
-        """Names of rows that do not show them yet; an empty one: its row shows one that is given no more."""
-        self._unlinked: dict[str, tuple[str, str]] = {}
+        self._waiting = qualified("otel_cmb_waiting", binding.schema)
 
-    def await_node(self, event: str, run_id: str, name: str) -> None:
-        """The event's node is not in the application's graph yet."""
-        self._unlinked[event] = (run_id, name)
+    # -- before the rows are written -----------------------------------------------------------------------------------
 
     def outside(self, connection: Connection, changes: Sequence[Change], gone: Collection[str]) -> Outside:
-        """What the rows say now of parents in other traces that events of the changed ones name.
-
-        Rows that do not change and rows that do have to agree on the depth of what they hang below: so all of them are
-        written with the depths before this transaction, and :meth:`settle` moves whole subtrees afterwards. `gone` are
-        the rows that this transaction deletes.
-        """
-        self._named, self._stale, self._unsure = set(), set(), set()
-        naming = [event for change in changes for event in change.after.values() if not event.parent_known]
-        before = {
-            event.id: event.parent_event_id for change in changes for event in change.before.values()
-            if not event.parent_known and event.parent_event_id is not None and event.id in change.trace.orders}
-        found = Outside({}, {})
-        if not naming and not before:
+        """What the rows of the changed traces are to be written with. `gone` are the rows that this transaction deletes."""
+        found = Outside()
+        names = {
+            id_: event.parent_event_id for change in changes for id_, event in change.after.items()
+            if not event.parent_known and event.parent_event_id is not None}
+        had = {
+            id_: event.parent_event_id for change in changes for id_, event in change.before.items()
+            if not event.parent_known and event.parent_event_id is not None and id_ in change.trace.orders}
+        if not names and not had:
             return found
-        names = {event.id: event.parent_event_id for event in naming if event.parent_event_id is not None}
-        self._stale = {(was, id_) for id_, was in before.items() if names.get(id_) != was}
-        rows = self._rows(connection, {*names.values(), *names, *before})
+        found.named = {(name, id_) for id_, name in names.items() if had.get(id_) != name}
+        found.stale = {(name, id_) for id_, name in had.items() if names.get(id_) != name}
+        rows = self._rows(connection, {*names, *names.values(), *had})
         for change in changes:
-            for event in change.after.values():
-                name, was = names.get(event.id), before.get(event.id)
-                if name is not None or (was is not None and event.parent_event_id is None):
-                    self._hang(event, name, was, change.before.get(event.id), rows, gone, found)
+            for id_, event in change.after.items():
+                if id_ in names or (id_ in had and event.parent_event_id is None):
+                    old, row, name = change.before.get(id_), rows.get(id_), names.get(id_, NO_PARENT)
+                    if row is None or old is None or old.depth:
+                        _hang_anew(event, name, rows.get(name), gone, found)
+                    else:
+                        _leave(event, name, row, gone, found)
+                        if had.get(id_, NO_PARENT) != name or (name in rows and found.parents[id_] is None):
+                            found.unsure.add((name, id_))
         return found
-
-    def _hang(
-        self, event: Event, name: str | None, was: str | None, old: Event | None, rows: dict[str, _Row],
-        gone: Collection[str], found: Outside,
-    ) -> None:
-        """`name` is the parent that the event names, `was` the one that its row was written with."""
-        row, parent = rows.get(event.id), rows.get(name or "")
-        if row is None or old is None or old.depth:  # what is below it is written in this transaction too
-            direct = parent is not None and parent.run_id == event.run_id and name not in gone
-            lift = parent.depth + 1 if parent is not None and direct else 0
-        else:  # what is below it may stay as it is: it counts from the depth that the row has
-            direct, lift = row.parent is not None and row.parent == name and name not in gone, row.depth
-            if was != name or (parent is not None and not direct):
-                self._unsure.add((name or "", event.id))
-        found.parents[event.id], found.lift[event.id] = name if direct else None, lift
-        if name is not None and was != name:
-            self._named.add((name, event.id))
 
     def _rows(self, connection: Connection, ids: Collection[str]) -> dict[str, _Row]:
         depth, parent = (name if name in self._columns else "NULL" for name in ("depth", "parent_event_id"))
         return {row[0]: _Row(row[1], row[2] or 0, row[3]) for row in connection.exec_driver_sql(
-            f"SELECT id, run_id, {depth}, {parent} FROM {self._events} WHERE {in_list(self._binding.dialect, 'id')}",
-            (list_param(self._binding.dialect, ids),))}
+            f"SELECT id, run_id, {depth}, {parent} FROM {self._events} WHERE {in_list(self._dialect, 'id')}",
+            (list_param(self._dialect, ids),))}
 
-    def settle(self, connection: Connection, changes: Sequence[Change], gone: Collection[str]) -> None:
-        """After the rows were written: events below one of another trace are linked when it comes, follow it when it
-        moves, and are let go when it is deleted.
+    # -- after the rows were written -----------------------------------------------------------------------------------
+
+    def settle(
+        self, connection: Connection, changes: Sequence[Change], gone: Collection[str], outside: Outside
+    ) -> None:
+        """Link, move and let go what hangs below the rows that came, moved or were deleted. `outside`: what :meth:`outside`
+        gave for these changes.
 
         Who names whom is remembered in a table of an owned database, so that the parent may be written by any process;
         beside an attached one in a file that the processes of this host share.
         """
         if self._beside is not None:
-            self._beside.wait(sorted(self._named), sorted(self._stale))
-            pairs: Sequence[Pair] = self._beside.waiting_for(_moved(changes, gone))
+            self._beside.wait(sorted(outside.named), sorted(outside.stale))
+            waiting: Sequence[Pair] = self._beside.waiting_for(_moved(changes, gone))
         else:
-            pairs = self._through_table(connection, changes, gone)
-        affected = self._unsure.union(pairs) - self._stale
+            self._remember(connection, outside)
+            waiting = self._waiting_for(connection, changes, gone) if outside.named or self._any_waits(connection) else []
+        affected = outside.unsure.union(waiting) - outside.stale
         if affected:
             self._relink(connection, sorted(affected))
 
-    def _through_table(
-        self, connection: Connection, changes: Sequence[Change], gone: Collection[str],
-    ) -> Sequence[Pair]:
-        dialect, table = self._binding.dialect, qualified("otel_cmb_waiting", self._binding.schema)
-        key = ("parent_id", "child_id")
-        for pair in sorted(self._stale):
+    def _remember(self, connection: Connection, outside: Outside) -> None:
+        for pair in sorted(outside.stale):
             connection.exec_driver_sql(
-                f"DELETE FROM {table} WHERE parent_id = {self._mark} AND child_id = {self._mark}", pair)
-        if self._named:
-            connection.exec_driver_sql(insert_sql(dialect, table, key, conflict=key), sorted(self._named))
-        elif connection.exec_driver_sql(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is None:
-            return []
+                f"DELETE FROM {self._waiting} WHERE parent_id = {self._mark} AND child_id = {self._mark}", pair)
+        if outside.named:
+            key = ("parent_id", "child_id")
+            connection.exec_driver_sql(
+                insert_sql(self._dialect, self._waiting, key, conflict=key), sorted(outside.named))
+
+    def _any_waits(self, connection: Connection) -> bool:
+        """Mostly none does, and it need not be found out what moved."""
+        return connection.exec_driver_sql(f"SELECT 1 FROM {self._waiting} LIMIT 1").fetchone() is not None
+
+    def _waiting_for(self, connection: Connection, changes: Sequence[Change], gone: Collection[str]) -> list[Pair]:
         found = connection.exec_driver_sql(
-            f"SELECT parent_id, child_id FROM {table} WHERE {in_list(dialect, 'parent_id')}",
-            (list_param(dialect, _moved(changes, gone)),))
+            f"SELECT parent_id, child_id FROM {self._waiting} WHERE {in_list(self._dialect, 'parent_id')}",
+            (list_param(self._dialect, _moved(changes, gone)),))
         return [(row[0], row[1]) for row in found]
 
     def _relink(self, connection: Connection, pairs: Sequence[Pair]) -> None:
         """Give each child the parent it names and the depth below it, or neither where there is no such parent. What lies
-        below the child, in whatever trace, moves with it."""
+        below the child, in whatever trace, moves with it: so the order of the pairs does not matter."""
         if "parent_event_id" not in self._columns:
             return
         ids = {id_ for pair in pairs for id_ in pair}
@@ -159,21 +164,25 @@ class Links:
         for name, child_id in pairs:
             child, parent = rows.get(child_id), rows.get(name)
             if child is None or child.parent not in (None, name):
-                continue
+                continue  # it is not there yet, or hangs elsewhere by now
             if parent is not None and (parent.run_id != child.run_id or self._below(connection, child_id, name)):
                 parent = None
             above, depth = (None, 0) if parent is None else (name, parent.depth + 1)
             if child.parent != above:
                 connection.exec_driver_sql(
                     f"UPDATE {self._events} SET parent_event_id = {self._mark} WHERE id = {self._mark}", (above, child_id))
-                rows[child_id] = _Row(child.run_id, child.depth, above)
+                rows[child_id] = child._replace(parent=above)
             if child.depth != depth and "depth" in self._columns:
-                connection.exec_driver_sql(
-                    f"UPDATE {self._events} SET depth = depth + {self._mark} WHERE id IN (WITH RECURSIVE below(id) AS ("
-                    f"SELECT id FROM {self._events} WHERE id = {self._mark} UNION "
-                    f"SELECT e.id FROM {self._events} e JOIN below ON e.parent_event_id = below.id) SELECT id FROM below)",
-                    (depth - child.depth, child_id))
+                self._move(connection, child_id, depth - child.depth)
                 rows = self._rows(connection, ids)
+
+    def _move(self, connection: Connection, id_: str, by: int) -> None:
+        """Make an event and all that lies below it deeper."""
+        connection.exec_driver_sql(
+            f"UPDATE {self._events} SET depth = depth + {self._mark} WHERE id IN (WITH RECURSIVE below(id) AS ("
+            f"SELECT id FROM {self._events} WHERE id = {self._mark} UNION "
+            f"SELECT e.id FROM {self._events} e JOIN below ON e.parent_event_id = below.id) SELECT id FROM below)",
+            (by, id_))
 
     def _below(self, connection: Connection, above: str, id_: str) -> bool:
         """Whether an event is another one or lies below it: it cannot be its parent."""
@@ -182,21 +191,25 @@ class Links:
             f"SELECT e.parent_event_id FROM {self._events} e JOIN up ON e.id = up.id WHERE e.parent_event_id IS NOT NULL) "
             f"SELECT 1 FROM up WHERE id = {self._mark}", (id_, above)).fetchone() is not None
 
-    @property
-    def any_late(self) -> bool:
-        """Whether an event waits for its node."""
-        return bool(self._unlinked)
 
-    def link_late(self, connection: Connection) -> int:
-        """In an attached database: link events whose node was not there when they were written; how many were linked.
-        The caller's transaction."""
-        linked = 0
-        for id_, (run_id, name) in list(self._unlinked.items()):
-            found = self._workflow.find_node(connection, run_id, name)
-            if found is not None:
-                connection.exec_driver_sql(update_sql(self._binding.dialect, self._events, ("node_id",)), (found, id_))
-                del self._unlinked[id_]
-                linked += 1
-        while len(self._unlinked) > REMEMBERED:
-            self._unlinked.pop(next(iter(self._unlinked)))
-        return linked
+def _hang_anew(event: Event, name: str, parent: _Row | None, gone: Collection[str], found: Outside) -> None:
+    """All that is below the event in its trace is written now, so it goes where it belongs: below the parent it names, or to
+    the top where that is not there, is of another run, or goes away."""
+    if parent is not None and parent.run_id == event.run_id and name not in gone:
+        found.parents[event.id], found.lift[event.id] = name, parent.depth + 1
+    else:
+        found.parents[event.id], found.lift[event.id] = None, 0
+
+
+def _leave(event: Event, name: str, row: _Row, gone: Collection[str], found: Outside) -> None:
+    """What is below the event may stay as it is, so the event stays as deep as its row is, and below whom its row is if that
+    is still the parent it names."""
+    found.parents[event.id] = name if row.parent == name and name not in gone else None
+    found.lift[event.id] = row.depth
+
+
+def _moved(changes: Sequence[Change], gone: Collection[str]) -> list[str]:
+    """Events that came, went, or lie deeper or less deep in their trace than before."""
+    return [*gone, *(
+        event.id for change in changes for event in change.after.values()
+        if (before := change.before.get(event.id)) is None or before.depth != event.depth)]

@@ -6,12 +6,10 @@ Pure: no clock, no I/O.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from otel_cmb.event import Span
 from otel_cmb.otlp_clean import MAX_DEPTH, Decoded, MalformedError, SpanContent
 from otel_cmb.otlp_json import attributes_of, decode_json, json_from_spans, json_span, json_value, value_of
 from otel_cmb.otlp_logs import log_records_from_json, log_records_from_request
@@ -20,7 +18,7 @@ from otel_cmb.otlp_proto import count_spans, decode_request, fill_span, request_
 __all__ = [
     "MAX_DEPTH", "Decoded", "MalformedError", "SpanContent", "attributes_of", "count_spans", "decode", "decode_json",
     "fill_span", "json_from_spans", "json_span", "json_value", "log_records_from_json", "log_records_from_request",
-    "request_from_spans", "set_attributes", "set_value", "spans_from_json", "spans_from_request", "value_of",
+    "request_from_spans", "set_attributes", "set_value", "value_of",
 ]
 
 
@@ -33,13 +31,3 @@ def decode(request: ExportTraceServiceRequest | dict[str, Any], now_ns: int = 0)
     if isinstance(request, ExportTraceServiceRequest):
         return decode_request(request, now_ns)
     return decode_json(request, now_ns)
-
-
-def spans_from_request(request: ExportTraceServiceRequest) -> Iterator[Span]:
-    """The usable spans of a request; those without usable ids are left out (:func:`decode` names them)."""
-    return iter(decode_request(request).spans)
-
-
-def spans_from_json(body: Any) -> Iterator[Span]:
-    """The usable spans of an OTLP/JSON request; those without usable ids are left out (:func:`decode` names them)."""
-    return iter(decode_json(body).spans)

@@ -8,7 +8,6 @@ JSON type are left out.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 from collections.abc import Iterable
@@ -108,7 +107,7 @@ def hex_id(value: Any, digits: int) -> str:
     if value.endswith("=") and len(value) == (digits // 2 + 2) // 3 * 4:
         try:
             decoded = base64.b64decode(value, validate=True).hex()
-        except binascii.Error:
+        except ValueError:  # binascii.Error, or no ASCII
             return ""
         return decoded if len(decoded) == digits else ""
     return ""

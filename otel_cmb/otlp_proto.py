@@ -12,7 +12,17 @@ from typing import Any
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
-from otel_cmb.event import Link, Resource, Scope, Span, SpanEvent
+from otel_cmb.event import (
+    KIND_CONSUMER,
+    KIND_UNSPECIFIED,
+    STATUS_ERROR,
+    STATUS_UNSET,
+    Link,
+    Resource,
+    Scope,
+    Span,
+    SpanEvent,
+)
 from otel_cmb.otlp_clean import (
     MAX_DEPTH,
     MAX_TIME_NS,
@@ -23,8 +33,9 @@ from otel_cmb.otlp_clean import (
 )
 
 __all__ = [
-    "Groups", "attributes_of", "count_spans", "decode_request", "event_of", "fill_span",
-    "links_of", "request_from_spans", "resource_of", "scope_of", "set_attributes", "set_value", "span_of", "value_of",
+    "Groups", "attributes_of", "bare_span", "count_spans", "decode_request", "event_of", "fill_span", "links_of",
+    "request_from_spans", "resource_of", "scope_of", "set_attributes", "set_links", "set_status", "set_value", "span_of",
+    "value_of",
 ]
 
 _NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
@@ -81,35 +92,48 @@ def links_of(messages: Any) -> list[Link]:
     ]
 
 
-def span_of(message: Any, resource: Resource, scope: Scope, now_ns: int) -> Span | None:
-    """The span of an OTLP Span message; `None` when its ids are unusable."""
+def bare_span(message: Any, resource: Resource, scope: Scope, now_ns: int) -> Span | None:
+    """The span of an OTLP Span message without status, attributes, events and links, which :mod:`otel_cmb.otlp_shallow` has in
+    another form; `None` when its ids are unusable."""
     trace_id, span_id, parent_id = message.trace_id, message.span_id, message.parent_span_id
     if len(trace_id) != 16 or len(span_id) != 8 or trace_id == _NO_TRACE or span_id == _NO_SPAN:
         return None
     start_ns, end_ns = message.start_time_unix_nano, message.end_time_unix_nano
     if not 0 < start_ns <= end_ns <= MAX_TIME_NS:
         start_ns, end_ns = clean_times(start_ns, end_ns, now_ns)
-    kind, status_code, status_message = message.kind, 0, ""
-    if message.HasField("status"):
-        status_code, status_message = message.status.code, message.status.message
-    span = Span(
+    kind = message.kind
+    return Span(
         trace_id.hex(), span_id.hex(), message.name, start_ns, end_ns,
         parent_id.hex() if len(parent_id) == 8 and parent_id not in (_NO_SPAN, span_id) else None,
-        kind if 0 <= kind <= 5 else 0,
-        status_code if 0 <= status_code <= 2 else 0,
-        status_message,
-        {kv.key: kv.value.string_value or value_of(kv.value) for kv in message.attributes},
-    )
-    span.resource, span.scope = resource, scope
-    span.trace_state, span.flags = message.trace_state, message.flags
+        kind if 0 <= kind <= KIND_CONSUMER else KIND_UNSPECIFIED, STATUS_UNSET, "", {}, [], [], resource, scope,
+        message.trace_state, message.flags, message.dropped_attributes_count, message.dropped_events_count,
+        message.dropped_links_count)
+
+
+def set_status(span: Span, status: Any) -> None:
+    """What an OTLP Status message says."""
+    span.status_code = status.code if 0 <= status.code <= STATUS_ERROR else STATUS_UNSET
+    span.status_message = status.message
+
+
+def set_links(span: Span, messages: Any) -> None:
+    """The links with usable ids; the others count as dropped."""
+    span.links = links_of(messages)
+    span.dropped_links += len(messages) - len(span.links)
+
+
+def span_of(message: Any, resource: Resource, scope: Scope, now_ns: int) -> Span | None:
+    """The span of an OTLP Span message; `None` when its ids are unusable."""
+    span = bare_span(message, resource, scope, now_ns)
+    if span is None:
+        return None
+    span.attributes = {kv.key: kv.value.string_value or value_of(kv.value) for kv in message.attributes}
+    if message.HasField("status"):
+        set_status(span, message.status)
     if message.events:
         span.events = [event_of(event) for event in message.events]
-    span.dropped_attributes = message.dropped_attributes_count
-    span.dropped_events = message.dropped_events_count
-    span.dropped_links = message.dropped_links_count
     if message.links:
-        span.links = links_of(message.links)
-        span.dropped_links += len(message.links) - len(span.links)  # those without usable ids
+        set_links(span, message.links)
     return span
 
 

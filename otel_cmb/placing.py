@@ -12,8 +12,8 @@ from otel_cmb.config import Settings, safe_url
 from otel_cmb.event import Event, Span, Stamp, trace_id_range
 from otel_cmb.items import DEFERRED, NO_RUN, PARKED, REFUSED, RUN_NOT_FOUND, SESSION_MISMATCH, UNSETTLED, Item, Outcome
 from otel_cmb.known import Known
-from otel_cmb.links import Links
-from otel_cmb.workflow import RunRow, Workflow
+from otel_cmb.late_nodes import LateNodes
+from otel_cmb.workflow import MISSING, RunRow, Workflow
 
 __all__ = ["Names", "Place", "Placing", "missing_run", "names_of"]
 
@@ -34,12 +34,13 @@ class Placing:
     """Finds, checks or makes what spans name. Remembers nodes and steps until :meth:`forget`."""
 
     def __init__(
-        self, settings: Settings, workflow: Workflow, known: Known, links: Links, *, owned: bool, per_trace_runs: bool,
+        self, settings: Settings, workflow: Workflow, known: Known, late_nodes: LateNodes, *, owned: bool,
+        per_trace_runs: bool,
     ):
         self._settings = settings
         self._workflow = workflow
         self._known = known
-        self._links = links
+        self._late_nodes = late_nodes
         self._owned = owned
         self.per_trace = per_trace_runs
         """Runs may be made for traces here: by this process's doors, or for the journal of one that is gone."""
@@ -165,7 +166,7 @@ class Placing:
                 run = RunRow(run_id, self._workflow.session_id(connection, session, exact=True))
                 self._planned[run.id] = (run, item.span.start_ns)
                 return run
-            meta = {"automatic": True} if own else None
+            meta = {"automatic": True} if own else MISSING
             return self._workflow.create_run(
                 connection, run_id, session=session, started_ns=item.span.start_ns, meta=meta, exact_session=True)
         item.outcome = Outcome(PARKED, RUN_NOT_FOUND, missing_run(run_id, self._settings), run_id)
@@ -192,7 +193,7 @@ class Placing:
             if found is None and self._owned:
                 found = self._workflow.create_node(connection, run, event.node_id, agent=event.agent_name)
             if found is None:
-                self._links.await_node(event.id, *key)
+                self._late_nodes.wait(event.id, *key)
                 return None
             self._nodes[key] = found
         return self._nodes[key]

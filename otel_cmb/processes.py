@@ -45,8 +45,9 @@ def register_exit() -> None:
         return
     _exit_registered.add(pid)
     atexit.register(_shut_down_all)
+    # While another thread imports it the module is there, but empty; a multiprocessing child has had it since it began.
     util: Any = sys.modules.get("multiprocessing.util")
-    if util is not None:
+    if hasattr(util, "Finalize"):
         util.Finalize(None, _shut_down_all, exitpriority=10)
 
 

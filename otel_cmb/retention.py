@@ -20,22 +20,12 @@ from sqlalchemy.exc import DBAPIError
 
 from otel_cmb.binding import Binding, bind
 from otel_cmb.config import Settings, safe_url
-from otel_cmb.dialects import (
-    SQLITE,
-    Fault,
-    begin_write,
-    classify,
-    clear_errors,
-    in_list,
-    list_param,
-    lock_runs,
-    make_engine,
-    mark,
-    qualified,
-    timestamp,
-)
+from otel_cmb.dialects import SQLITE, in_list, list_param, mark, qualified, timestamp
+from otel_cmb.engines import clear_errors, make_engine
 from otel_cmb.errors import ConfigurationError
 from otel_cmb.event import OWN_ID, trace_id_range
+from otel_cmb.faults import Fault, classify
+from otel_cmb.transactions import begin_write, lock_runs
 
 __all__ = ["Pruned", "duration_ns", "prune_events", "prune_runs"]
 

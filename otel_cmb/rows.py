@@ -1,4 +1,4 @@
-"""Events to rows: the values of `execution_events`, `files` and `messages` in the order of the statement's columns.
+"""Events to rows: the values of `execution_events` in the order of the statement's columns.
 
 This is the hot path of the writer: what depends on the database only is decided once, in the constructor.
 """
@@ -15,11 +15,11 @@ from otel_cmb import rebuild, tagged
 from otel_cmb.binding import Binding
 from otel_cmb.bulk import ManyRows
 from otel_cmb.dialects import SQLITE, update_sql
-from otel_cmb.event import Event, derived_id
+from otel_cmb.event import Event
 from otel_cmb.history import MIN_BYTES
 from otel_cmb.sanitize import clean, clean_text, fit
 
-__all__ = ["EventRows", "Placement", "json_fit", "json_text", "side_rows"]
+__all__ = ["EventRows", "Placement", "json_fit", "json_text"]
 
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - rows hold naive UTC
 _INT32 = 2**31 - 1
@@ -56,7 +56,7 @@ class Placement:
 
 
 class EventRows:
-    """Statements and values for one database's `execution_events`, `files` and `messages`."""
+    """Statements and values for one database's `execution_events`."""
 
     _LINKS = {"parent_event_id": "text", "depth": "bigint", "execution_order": "bigint", "id": "text"}  # noqa: RUF012
 
@@ -178,23 +178,3 @@ def _time_maker(binding: Binding, table: str, column: str) -> Callable[[int], st
         return f"{last[1]}{str(1_000_000 + ns // 1000 % 1_000_000)[1:]}{zone}"
 
     return as_text
-
-
-def side_rows(event: Event, place: Placement) -> list[tuple[str, dict[str, Any]]]:
-    """The `files` and `messages` rows that go with an event: table and values."""
-    rows: list[tuple[str, dict[str, Any]]] = []
-    for n, file in enumerate(event.files):
-        rows.append(("files", {
-            "id": derived_id(event.trace_id, event.span_id, f"file-row:{event.id}", n), "run_id": event.run_id,
-            "session_id": place.session_id, "step_id": place.step_id, "event_id": event.id, "node_id": place.node_id,
-            "file_path": file.file_path, "file_type": file.file_type, "size_bytes": file.size_bytes,
-            "created_at": event.completed_ns or event.started_ns, "generating_agent": event.agent_name,
-        }))
-    for n, message in enumerate(event.messages):
-        rows.append(("messages", {
-            "id": derived_id(event.trace_id, event.span_id, f"message-row:{event.id}", n), "run_id": event.run_id,
-            "session_id": place.session_id, "step_id": place.step_id, "event_id": event.id, "node_id": place.node_id,
-            "sender": message.sender, "recipient": message.recipient, "content": message.content,
-            "timestamp": event.started_ns, "tokens": message.tokens,
-        }))
-    return rows

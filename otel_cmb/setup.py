@@ -11,7 +11,7 @@ from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
 
 from otel_cmb import config
-from otel_cmb.dialects import check_url
+from otel_cmb.database_url import check_url
 from otel_cmb.processor import CMBSpanProcessor
 
 __all__ = ["configure", "install_processor", "otlp_processor"]

@@ -9,7 +9,8 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from otel_cmb.config import Settings
-from otel_cmb.dialects import POSTGRESQL, SQLITE, check_url
+from otel_cmb.database_url import check_url
+from otel_cmb.dialects import POSTGRESQL, SQLITE
 from otel_cmb.errors import DatabaseURLError
 from otel_cmb.journal_files import database_directory
 

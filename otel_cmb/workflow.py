@@ -16,10 +16,11 @@ from sqlalchemy import Connection
 
 from otel_cmb import clock
 from otel_cmb.binding import Binding
-from otel_cmb.dialects import SQLITE, in_list, insert_sql, list_param, lock_mode, lock_runs, mark, timestamp
+from otel_cmb.dialects import SQLITE, in_list, insert_sql, list_param, mark, timestamp
 from otel_cmb.errors import RunNotFoundError, SchemaError
 from otel_cmb.rows import json_text
 from otel_cmb.sanitize import fit
+from otel_cmb.transactions import lock_mode, lock_runs
 from otel_cmb.values import as_dict
 
 __all__ = ["DEFAULT_SESSION", "DIED", "RunRow", "Workflow"]
@@ -30,6 +31,8 @@ APPLICATION_SESSION = "default_session"
 DIED = "process ended before the run did"
 QUIET = "nothing had come for long"
 """Why a run was ended without anybody saying so."""
+MISSING = {"on_missing_run": "create"}
+"""The meta of a run that was made because spans named it and it was not there: nobody knows when it ends."""
 MADE_BY_US = "otel_cmb"
 
 

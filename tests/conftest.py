@@ -6,15 +6,18 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from support import postgres
 from support.proxy import Proxy
 
-from otel_cmb import processes
+from otel_cmb import config, processes
+from otel_cmb.engines import make_engine
 
 settings.register_profile("any machine", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
@@ -93,6 +96,29 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """An empty database of either kind: the test runs once with each."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
+
+
+@pytest.fixture(params=["sqlite", "psycopg", "psycopg2"])
+def any_url(request: pytest.FixtureRequest) -> str:
+    """The three ways to reach a database."""
+    if request.param == "sqlite":
+        url: str = request.getfixturevalue("sqlite_url")
+        return url
+    return postgres.text(sa.make_url(request.getfixturevalue("postgresql_url")), request.param)
+
+
+@pytest.fixture
+def engine_of() -> Iterator[Callable[..., sa.Engine]]:
+    """Makes engines of our own, for a URL and settings, and disposes of them."""
+    made: list[sa.Engine] = []
+
+    def make(url: str, *, read_only: bool = False, **values: Any) -> sa.Engine:
+        made.append(make_engine(config.load(database_url=url, **values), read_only=read_only))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.dispose()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from otel_cmb import config
 from otel_cmb.event import Span, Stamp
+from otel_cmb.items import Item
 from otel_cmb.jaeger.grpc_server import add_servicers
 from otel_cmb.jaeger.proto import capabilities_pb2 as capabilities
 from otel_cmb.jaeger.proto import dependency_storage_pb2 as dependency
@@ -24,7 +25,7 @@ from otel_cmb.jaeger.proto import trace_storage_pb2 as storage
 from otel_cmb.jaeger.query import JaegerQuery
 from otel_cmb.otlp import decode
 from otel_cmb.search_index import as_string
-from otel_cmb.store import Item, Store
+from otel_cmb.store import Store
 
 
 def store_spans(url: str, directory: Path, spans: Iterable[Span], batch: int = 512, **settings: Any) -> None:

@@ -15,7 +15,7 @@ from support import application_schema, postgres
 from support.application_schema import Shape
 from support.crowd import together
 
-from otel_cmb import binding, config, dialects, migrations
+from otel_cmb import binding, config, engines, faults, migrations, transactions
 from otel_cmb.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
 from otel_cmb.schema import APPLICATION_TABLES
 
@@ -23,19 +23,19 @@ from otel_cmb.schema import APPLICATION_TABLES
 @pytest.fixture
 def opened():
     """Opens connections of our own engines and closes them."""
-    engines = []
+    made = []
 
     def open_(url, **settings):
         loaded = config.load(database_url=url, **settings)
-        engine = dialects.make_engine(loaded)
-        engines.append(engine)
-        return dialects.connect(engine), loaded
+        engine = engines.make_engine(loaded)
+        made.append(engine)
+        return engines.connect(engine), loaded
 
     connections = []
     yield lambda url, **settings: connections.append(open_(url, **settings)) or connections[-1]
     for connection, _ in connections:
         connection.close()
-    for engine in engines:
+    for engine in made:
         engine.dispose()
 
 
@@ -91,10 +91,10 @@ def test_only_owned_sqlite_files_become_wal(sqlite_url, tmp_path, opened):
 
 FIRST_USE = """
 import sys
-from otel_cmb import binding, config, dialects
+from otel_cmb import binding, config, engines
 settings = config.load(database_url=sys.argv[1])
-engine = dialects.make_engine(settings)
-with dialects.connect(engine) as connection:
+engine = engines.make_engine(settings)
+with engines.connect(engine) as connection:
     print(binding.bind(connection, settings).owned)
 """
 FIRST_IMPORTS = ("otel_cmb.binding", "otel_cmb.migrations", "alembic.command", "psycopg", "sqlalchemy.dialects.postgresql")
@@ -105,7 +105,7 @@ def test_many_processes_may_come_first(database_url):
 
 
 def test_without_advisory_locks_many_may_come_first_too(postgresql_url, monkeypatch):
-    monkeypatch.setenv(dialects.ROW_LOCK_ENV, "rows")
+    monkeypatch.setenv(transactions.ROW_LOCK_ENV, "rows")
     assert together(FIRST_USE, [[postgresql_url]] * 4, imports=FIRST_IMPORTS) == ["True\n"] * 4
 
 
@@ -126,7 +126,7 @@ def test_an_older_postgresql_schema_is_refused_by_name_of_the_command(postgresql
 def test_a_newer_schema_is_refused(database_url, opened):
     bind(opened, database_url)
     connection, _ = opened(database_url)
-    dialects.begin_write(connection)
+    transactions.begin_write(connection)
     connection.exec_driver_sql("UPDATE otel_cmb_alembic_version SET version_num = '0999'")
     connection.commit()
     with pytest.raises(SchemaError, match=r"newer otel-cmb.*pip install"):
@@ -137,7 +137,7 @@ def test_a_newer_schema_is_refused(database_url, opened):
 def test_a_half_made_schema_is_refused(database_url, opened, damage):
     bind(opened, database_url)
     connection, _ = opened(database_url)
-    dialects.begin_write(connection)
+    transactions.begin_write(connection)
     connection.exec_driver_sql(damage)
     connection.commit()
     with pytest.raises(SchemaError, match="incomplete"):
@@ -358,8 +358,8 @@ def test_missing_rights_are_told_with_the_grant_that_gives_them(postgresql_url, 
 def test_no_right_to_make_tables_is_one_clear_error(role, opened):
     with pytest.raises(sa.exc.DBAPIError) as caught:
         bind(opened, role[1])
-    fault, reason = dialects.classify(caught.value)
-    assert fault is dialects.Fault.MISCONFIGURED
+    fault, reason = faults.classify(caught.value)
+    assert fault is faults.Fault.MISCONFIGURED
     assert "rights are missing" in reason
 
 
@@ -392,7 +392,7 @@ def test_too_old_a_server_is_refused(postgresql_url, opened, monkeypatch):
 
 def test_another_engine_behind_the_protocol_is_not_judged_by_its_number(postgresql_url, opened):
     connection, _ = opened(postgresql_url)
-    dialects.begin_write(connection)
+    transactions.begin_write(connection)
     for statement in (
         "CREATE SCHEMA pretend",
         """CREATE FUNCTION pretend.version() RETURNS text LANGUAGE sql AS
@@ -443,9 +443,9 @@ def test_reflection_needs_no_import_of_alembic(sqlite_url, opened):
     bind(opened, sqlite_url)
     program = textwrap.dedent("""
         import sys
-        from otel_cmb import binding, config, dialects
+        from otel_cmb import binding, config, engines
         settings = config.load(database_url=sys.argv[1])
-        with dialects.connect(dialects.make_engine(settings)) as connection:
+        with engines.connect(engines.make_engine(settings)) as connection:
             binding.bind(connection, settings)
         print("alembic" in sys.modules)
     """)

@@ -11,7 +11,8 @@ from fault_support import agent_span, events
 
 from otel_cmb import checkpoints, config
 from otel_cmb.checkpoints import BESIDE_PAGES, Checkpoints
-from otel_cmb.store import Item, Store
+from otel_cmb.items import Item
+from otel_cmb.store import Store
 
 
 def test_a_long_log_is_copied_by_a_thread_and_only_then(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from otel_cmb.assemble import assemble
 from otel_cmb.assemble_tree import Node
 from otel_cmb.event import Event, Span
 from otel_cmb.mapper import from_skeleton, is_event, read, skeleton
-from otel_cmb.otlp import spans_from_json
+from otel_cmb.otlp import decode_json
 
 CORPUS = Path(__file__).parent / "corpus"
 TRUTH: dict[str, dict[str, Any]] = json.loads((CORPUS / "truth.json").read_text())
@@ -36,7 +36,7 @@ EXPLAINED: dict[tuple[str, str], str] = {}
 
 
 def spans_of(capture: str) -> list[Span]:
-    spans = list(spans_from_json(json.loads(gzip.decompress((CORPUS / f"{capture}.otlp.json.gz").read_bytes()))))
+    spans = decode_json(json.loads(gzip.decompress((CORPUS / f"{capture}.otlp.json.gz").read_bytes()))).spans
     for span in spans:
         span.stamp.run_id = RUN
     return spans

@@ -6,6 +6,8 @@ examples; `sh` blocks need a network, a server or a browser and are only checked
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import importlib.util
 import json
 import os
@@ -198,3 +200,31 @@ def test_every_module_is_on_the_architecture_page() -> None:
             for path in (ROOT / "otel_cmb").iterdir()
             if (path.suffix == ".py" and not path.name.startswith("_")) or (path.is_dir() and path.name != "__pycache__")}
     assert {name for name in tops if f"`{name}`" not in page} == set()
+
+
+def _floors() -> dict[str, int]:
+    """Module or package to its floor on the architecture page."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \w+ \| ([^|]*) \|", page, re.MULTILINE)
+    return {name.rstrip("/"): int(floor) for floor, names in rows for name in re.findall(r"`([\w/]+)`", names)}
+
+
+def _imported(path: Path) -> set[str]:
+    """Top-level modules and packages of ours that a file imports when it is imported."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.split(".")[0] == "otel_cmb":
+            inner = node.module.split(".")[1:2]
+            found.update(inner or (alias.name for alias in node.names))
+    return found
+
+
+def test_imports_point_downward() -> None:
+    """From floor to floor, and nowhere in a circle."""
+    floors, graph = _floors(), {}
+    for path in sorted((ROOT / "otel_cmb").rglob("*.py")):
+        name = path.relative_to(ROOT / "otel_cmb").parts[0].removesuffix(".py")
+        if name in floors:
+            graph.setdefault(name, set()).update(_imported(path) & floors.keys() - {name})
+    assert {f"{name} imports {other}" for name, others in graph.items() for other in others if floors[other] > floors[name]} == set()
+    graphlib.TopologicalSorter(graph).prepare()  # raises where there is a circle

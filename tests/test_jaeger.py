@@ -27,6 +27,7 @@ from support import application_schema
 from otel_cmb import config
 from otel_cmb.errors import SchemaError
 from otel_cmb.event import Link, Resource, Scope, Span, SpanEvent, Stamp
+from otel_cmb.items import Item
 from otel_cmb.jaeger import proto
 from otel_cmb.jaeger.encode import traces_data
 from otel_cmb.jaeger.genai import presented
@@ -47,7 +48,7 @@ from otel_cmb.search_index import (
     as_string,
     tag,
 )
-from otel_cmb.store import Item, Store
+from otel_cmb.store import Store
 
 T0 = 1_770_000_000_000_000_000
 

@@ -50,8 +50,10 @@ def test_traces_of_megabytes_are_let_go_and_read_again(database_url: str, state_
             assert pipeline.accept(children[n : n + 8]).wait(60).stored
         store = pipeline._drainer.store
         assert store is not None
-        assert store._cache._bytes <= 64 * MIB
-        assert len(store._cache._traces) < 70
+        assert store._bound is not None
+        cache = store._bound.preparing._cache
+        assert 32 * MIB < cache._bytes <= 64 * MIB
+        assert len(cache._traces) < 70
         # what was let go is read again when it is needed: a parent that comes late takes its child
         parents = [agent_span(n, 1, run="r", start=-1_000, name="above") for n in range(1, 97)]
         assert pipeline.accept(parents).wait(60).stored

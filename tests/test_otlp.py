@@ -168,6 +168,8 @@ def test_equal_resources_become_one_group() -> None:
         ("x" * 32, "00f067aa0ba902b7"),
         (7, "00f067aa0ba902b7"),
         (TRACE, None),
+        (TRACE, "\ufffd2345678901="),
+        ("5b8efff7980\xe98103d269b6==", "00f067aa0ba902b7"),
     ],
 )
 def test_json_spans_without_usable_ids_are_rejected_by_name_and_the_others_kept(trace_id: Any, span_id: Any) -> None:

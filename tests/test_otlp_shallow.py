@@ -190,6 +190,6 @@ def test_what_is_remembered_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None
         found = shallow.decode(request.SerializeToString(), NOW, 10)
         assert found is not None
         assert found.spans[0].attributes == {"gen_ai.operation.name": "chat", f"k{n}": n}
-        assert len(shallow._pairs) <= 20
-        assert len(shallow._pairs._keys) <= 20
-        assert len(shallow._resources) <= 3
+        assert len(shallow.pairs) <= 20
+        assert len(shallow.pairs.known_keys) <= 20
+        assert len(shallow.resources) <= 3

@@ -15,7 +15,7 @@ from support import application_schema, pgbouncer, postgres
 from support.application_schema import Shape
 from support.crowd import together
 
-from otel_cmb import binding, config, dialects, pipeline
+from otel_cmb import binding, config, engines, faults, pipeline, transactions
 from otel_cmb.compat.cmbagent import EventCaptureManager
 from otel_cmb.event import Span, Stamp, event_id
 from otel_cmb.workflow import Workflow
@@ -71,7 +71,7 @@ def test_eight_processes_on_one_run_and_on_many(database_url, tmp_path, locks, m
     if locks == "rows":
         if database_url.startswith("sqlite"):
             pytest.skip("SQLite has one writer anyway")
-        monkeypatch.setenv(dialects.ROW_LOCK_ENV, "rows")
+        monkeypatch.setenv(transactions.ROW_LOCK_ENV, "rows")
     shared = str(uuid.uuid4())
     together(WRITER, [(database_url, tmp_path / f"state-{number}", shared, uuid.uuid4(), number) for number in range(8)])
     events = rows_of(database_url, "SELECT id, run_id, parent_event_id, execution_order, depth FROM execution_events")
@@ -282,26 +282,26 @@ def test_behind_pgbouncer_in_transaction_mode(postgresql_server, tmp_path, drive
 def test_a_run_two_writers_make_is_locked_by_the_second_too(postgresql_url, monkeypatch):
     """Without advisory locks a run that does not exist has no row to lock; the writer that comes second to make it must
     hold it as well, or a third would number beside it."""
-    monkeypatch.setenv(dialects.ROW_LOCK_ENV, "rows")
-    monkeypatch.setattr(dialects, "LOCK_WAIT", "5s")
+    monkeypatch.setenv(transactions.ROW_LOCK_ENV, "rows")
+    monkeypatch.setattr(transactions, "LOCK_WAIT", "5s")
     settings = config.load(database_url=postgresql_url)
-    engine = dialects.make_engine(settings)
+    engine = engines.make_engine(settings)
     first, second, third = (engine.connect() for _ in range(3))
     workflow = Workflow(binding.bind(first, settings))
     for connection in (first, second):
-        dialects.begin_write(connection)
-        dialects.lock_runs(connection, ["r"], workflow.table("workflow_runs"))
+        transactions.begin_write(connection)
+        transactions.lock_runs(connection, ["r"], workflow.table("workflow_runs"))
     workflow.create_run(first, "r", session=None, started_ns=1)
     thread = threading.Thread(target=lambda: workflow.create_run(second, "r", session=None, started_ns=1))
     thread.start()
     time.sleep(0.2)
     first.commit()
     thread.join(60)
-    monkeypatch.setattr(dialects, "LOCK_WAIT", "200ms")
-    dialects.begin_write(third)
+    monkeypatch.setattr(transactions, "LOCK_WAIT", "200ms")
+    transactions.begin_write(third)
     with pytest.raises(sa.exc.DBAPIError) as caught:
-        dialects.lock_runs(third, ["r"], workflow.table("workflow_runs"))
-    assert dialects.classify(caught.value).fault is dialects.Fault.OUTAGE
+        transactions.lock_runs(third, ["r"], workflow.table("workflow_runs"))
+    assert faults.classify(caught.value).fault is faults.Fault.OUTAGE
     for connection in (first, second, third):
         connection.close()
     engine.dispose()

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from fault_support import check_orders, events, pipeline_of, query, run_program, start_program, wait_for
 
+from otel_cmb import processes
 from otel_cmb.journal import journals
 from otel_cmb.pipeline import state_directory
 
@@ -130,6 +132,16 @@ def test_the_exit_waits_no_longer_than_it_may_when_the_database_is_away(sqlite_u
         assert pipeline.replay() == 0
     assert len(events(sqlite_url)) == 6
     assert query(sqlite_url, "SELECT DISTINCT status FROM workflow_runs") == [("completed",)]
+
+
+def test_a_module_half_imported_by_another_thread_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen when `otel-cmb serve` starts under load: one thread imports multiprocessing, another begins to write."""
+    monkeypatch.setitem(sys.modules, "multiprocessing.util", ModuleType("multiprocessing.util"))
+    monkeypatch.setattr(processes, "_exit_registered", set())
+    registered: list[object] = []
+    monkeypatch.setattr(processes.atexit, "register", registered.append)
+    processes.register_exit()
+    assert registered == [processes._shut_down_all]
 
 
 def test_the_end_waits_once_for_all_databases_that_are_away(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from support import application_schema
 
 from otel_cmb import config
 from otel_cmb.event import Link, Span, Stamp
-from otel_cmb.store import Item, Store
+from otel_cmb.items import Item
+from otel_cmb.store import Store
 
 RUNS = ("10000000-0000-4000-8000-000000000001", "10000000-0000-4000-8000-000000000002")
 SESSION = "20000000-0000-4000-8000-000000000001"

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from support import application_schema
 from support.commands import otel_cmb
 
-from otel_cmb import clock, config, dialects, open_reader, pipeline, retention
+from otel_cmb import clock, config, engines, open_reader, pipeline, retention, transactions
 from otel_cmb.compat.cmbagent import EventCaptureManager
 from otel_cmb.errors import ConfigurationError
 from otel_cmb.event import Span, Stamp
@@ -34,7 +34,6 @@ def recorded(database_url, state_dir, monkeypatch):
     """Records a run of some days ago through the real pipeline; the database's engine and the runs' ids."""
     settings = config.load(database_url=database_url, state_dir=str(state_dir), on_missing_run="create")
     door = pipeline.get_pipeline(settings)
-    engines = []
 
     def record(days, events=3, name=None):
         run_id = name or str(uuid.uuid4())
@@ -57,11 +56,9 @@ def recorded(database_url, state_dir, monkeypatch):
         return run_id
 
     record.settings = settings
-    record.engine = dialects.make_engine(settings)
-    engines.append(record.engine)
+    record.engine = engines.make_engine(settings)
     yield record
-    for engine in engines:
-        engine.dispose()
+    record.engine.dispose()
 
 
 def counted(engine, *tables):
@@ -168,9 +165,9 @@ def test_writers_go_on_meanwhile(recorded, database_url):
     """A prune waits for another writer's transaction instead of failing."""
     recorded(100)
     blocker = recorded.engine.connect()
-    dialects.begin_write(blocker)
+    transactions.begin_write(blocker)
     if recorded.engine.dialect.name != "sqlite":
-        dialects.lock_runs(blocker, ids(recorded.engine))
+        transactions.lock_runs(blocker, ids(recorded.engine))
 
     def release():
         time.sleep(0.5)

@@ -80,6 +80,27 @@ def test_runs_that_somebody_else_ends_are_left(take) -> None:
     assert take()["theirs"].status == "executing"
 
 
+def test_a_run_that_was_made_because_it_was_missing_ends_too(take, database_url: str) -> None:
+    """Its traces' roots do not end it: further traces may come."""
+    take.settings = config.load(
+        database_url=database_url, state_dir=take.settings.state_dir, on_missing_run="create")
+    pipeline = get_pipeline(take.settings, per_trace_runs=True)
+    pipeline.accept([
+        agent(1, 1, 7300, parent=None, stamp=Stamp(door_run_id="quiet")),
+        agent(2, 2, 7200, parent=None, status_code=STATUS_ERROR, stamp=Stamp(door_run_id="broken")),
+        agent(3, 3, 7200, parent=None, stamp=Stamp(door_run_id="at work")),
+        agent(4, 4, 60, parent=None, stamp=Stamp(door_run_id="at work"))])
+    assert pipeline.flush(20)
+    assert sorted(end_quiet_runs(take.settings)) == ["broken", "quiet"]
+    with open_reader(database_url) as reader:
+        assert {run.id: run.status for run in reader.runs()} == {
+            "quiet": "completed", "broken": "failed", "at work": "executing"}
+    pipeline.accept_command({"do": "run_end", "id": "quiet", "status": "failed", "at": time.time_ns()})
+    assert pipeline.flush(20)
+    with open_reader(database_url) as reader:
+        assert reader.run("quiet").status == "failed"  # the program's own word outranks what was assumed
+
+
 def test_quiet_time_0_ends_none(take, monkeypatch: pytest.MonkeyPatch) -> None:
     take(agent(1, 1, 7200))
     monkeypatch.setenv("OTEL_EXPORTER_CMB_QUIET_TIME", "0")

@@ -18,6 +18,7 @@ import grpc
 import pytest
 import requests
 from fault_support import wait_for
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from receiver_support import make_request, make_span, running
 from support.h2 import Peer
 from test_receiver_process import Server
@@ -272,8 +273,8 @@ def unfinished(address: str, calls: int, size: int) -> None:
 def test_messages_that_never_end_do_not_fill_the_memory(start: Any) -> None:
     server = start("--max-memory-mib", "96", "--on-missing-run", "create")
     address, _ = server.ready()
-    unfinished(address, calls=32, size=8 * MIB)
-    assert memory(server) < 220  # 256 more without
+    unfinished(address, calls=64, size=8 * MIB)
+    assert memory(server) < 350  # 512 more without
     wait_for(lambda: memory(server, "VmRSS") < 140)
     assert "requests that arrive slowly are told to come back" in server.stderr
 
@@ -324,3 +325,35 @@ def test_a_flood_of_connections_leaves_files_for_journal_and_database(start: Any
     answered_within(20, lambda: export(address))
 
 
+
+
+# -- the health, which needs no token ---------------------------------------------------------------------------------
+
+
+def test_questions_about_the_health_have_places_and_those_who_watch_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("otel_cmb.receiver.grpc_door.MOST_WATCHING", 2)
+    with running(read_timeout=1) as server, grpc.insecure_channel(server.grpc) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        question = health_pb2.HealthCheckRequest(service="opentelemetry.proto.collector.trace.v1.TraceService")
+        serving = health_pb2.HealthCheckResponse.SERVING
+        assert stub.Check(question, timeout=20).status == serving
+        with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
+            stub.Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=20)
+        with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
+            channel.unary_unary("/grpc.health.v1.Health/Check")(b"\x0a\xff", timeout=20)
+        watching = [stub.Watch(question, timeout=20) for _ in range(2)]
+        assert [next(one).status for one in watching] == [serving] * 2
+        with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED"):
+            next(stub.Watch(question, timeout=20))
+        watching[0].cancel()
+        answered_within(20, lambda: 200 if next(stub.Watch(question, timeout=20)).status == serving else 0)
+        with closing([Peer(server.grpc)]) as (peer,):
+            peer.call(1, path=b"/grpc.health.v1.Health/Check")
+            peer.begin_message(60 * MIB)
+            wait_for(lambda: server.receiver.house.reading.arriving == 1)
+            for _ in range(100):
+                peer.look(0.1)
+                if peer.ended:
+                    break
+            assert peer.ended  # its time was over
+        assert server.receiver.house.reading.inside == 0

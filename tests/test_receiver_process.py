@@ -20,6 +20,8 @@ import grpc
 import pytest
 import requests
 from fault_support import wait_for
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
 from receiver_support import make_request, make_span
 
@@ -181,6 +183,19 @@ def test_a_slow_client_does_not_hold_up_the_end(start: Any) -> None:
         assert time.monotonic() - began < 15
 
 
+def test_who_watches_the_health_hears_of_the_end_and_does_not_hold_it_up(start: Any) -> None:
+    server = start("--drain-timeout", "50")
+    address, _ = server.ready()
+    with grpc.insecure_channel(address) as channel:
+        heard = HealthStub(channel).Watch(HealthCheckRequest(), timeout=100)
+        assert next(heard).status == HealthCheckResponse.SERVING
+        stopped = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert next(heard).status == HealthCheckResponse.NOT_SERVING
+        assert server.end() == 0
+        assert time.monotonic() - stopped < 40
+
+
 def test_what_a_killed_server_had_only_in_its_journal_is_written_by_the_next(start: Any) -> None:
     server = start("--answer-timeout", "0.5")
     address, _ = server.ready()
@@ -274,6 +289,13 @@ def test_an_unknown_key_of_the_file_is_named(start: Any, tmp_path: Path) -> None
     server = start("--config", "serve.toml")
     assert server.end() == 2
     assert "unknown gprc" in server.stderr
+
+
+def test_a_wrong_value_of_the_file_is_named_with_the_file(start: Any, tmp_path: Path) -> None:
+    (tmp_path / "serve.toml").write_text("on_missing_run = 'maybe'\n")
+    server = start("--config", "serve.toml")
+    assert server.end() == 2
+    assert "serve.toml: on_missing_run: found 'maybe', expected 'park'" in server.stderr
 
 
 def test_systemd_is_told_when_it_is_ready(start: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,21 @@ def test_a_request_without_token_is_refused_before_it_is_received(tmp_path: Path
         assert len(sent) < 500
 
 
+def test_who_has_no_token_takes_nobodys_place(tmp_path: Path) -> None:
+    """What was seen: a thousand requests without a token, none of which sent its body, and exporters were told to come back."""
+    with running(token_file=token_file(tmp_path, "secret-token-1")) as server:
+        host, port = server.http.removeprefix("http://").split(":")
+        strangers = [socket.create_connection((host, int(port)), timeout=20) for _ in range(20)]
+        for stranger in strangers:
+            stranger.sendall(b"POST /v1/traces HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-protobuf\r\n"
+                             b"content-length: 100000\r\n\r\nx")
+        answers = server.receiver.intake.requests
+        wait_for(lambda: answers["http", "traces", "unauthenticated"] == len(strangers))
+        assert server.receiver.house.reading.inside == 0
+        for stranger in strangers:
+            stranger.close()
+
+
 def test_a_changed_file_is_read_again_and_a_broken_one_leaves_the_tokens(tmp_path: Path, caplog: Any) -> None:
     path = token_file(tmp_path, "first-token\n")
     tokens = TokenFile(path)
@@ -167,7 +183,8 @@ def test_a_changed_file_is_read_again_and_a_broken_one_leaves_the_tokens(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("", "no token"), ("# only\n", "no token"), ("short", "line 1"), ("\n\na b c", "line 3")]
+    ("text", "says"), [("", "no token"), ("# only\n", "no token"), ("short", "line 1"), ("\n\na b c", "line 3"),
+                       ("same-token one\nsame-token", "line 2: the token of line 1 again")]
 )
 def test_a_token_file_that_cannot_work_is_an_error_at_the_start(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ConfigurationError, match=says) as caught:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from otel_cmb import redact
+from otel_cmb import redact, secret_patterns
+from otel_cmb.capture import Capture, strip_content
 from otel_cmb.event import Link, Resource, Scope, Span, SpanEvent
 
 if sys.version_info >= (3, 11):
@@ -231,13 +232,13 @@ def language(pattern: str) -> set[str]:
 
 
 def test_every_name_of_a_secret_has_an_end_that_is_looked_for() -> None:
-    names = language(redact._NAMES)
+    names = language(secret_patterns.NAMES)
     assert len(names) > 40
     for name in names:
-        assert re.fullmatch(redact._NAMES, name)
-        assert name.endswith(redact._NAME_ENDS), name
-        assert any(needle in name for needle in redact._NAME_NEEDLES), name
-    assert {character for character in map(chr, range(128)) if re.match(r"\s", character)} <= set(redact._BETWEEN)
+        assert re.fullmatch(secret_patterns.NAMES, name)
+        assert name.endswith(secret_patterns.NAME_ENDS), name
+        assert any(needle in name for needle in secret_patterns.NAME_NEEDLES), name
+    assert {character for character in map(chr, range(128)) if re.match(r"\s", character)} <= set(secret_patterns.BETWEEN)
 
 
 pieces = st.sampled_from([
@@ -303,7 +304,7 @@ def test_capture(
     monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", variable)
     span = content_span(operation)
     before = len(span.attributes) + len(span.events[0].attributes)
-    assert redact.strip_content(span, capture) == removed
+    assert strip_content(span, capture) == removed
     assert len(span.attributes) + len(span.events[0].attributes) == before - removed
     assert span.attributes["gen_ai.usage.input_tokens"] == 3
     assert span.attributes["gen_ai.request.model"] == "m"
@@ -312,5 +313,5 @@ def test_capture(
 
 def test_the_type_the_mapper_found_outranks_the_guess() -> None:
     span = content_span("chat")
-    assert redact.Capture.of(("agent_call",), {}).strip(span, "agent_call") == 0
-    assert redact.Capture.of(("agent_call",), {}).strip(span) == 5
+    assert Capture.of(("agent_call",), {}).strip(span, "agent_call") == 0
+    assert Capture.of(("agent_call",), {}).strip(span) == 5

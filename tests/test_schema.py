@@ -16,15 +16,15 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from otel_cmb import config, dialects, migrations, schema
+from otel_cmb import config, dialects, engines, faults, migrations, schema, transactions
 
 
 @pytest.fixture
 def migrated(database_url):
     """Through every migration."""
-    engine = dialects.make_engine(config.load(database_url=database_url))
+    engine = engines.make_engine(config.load(database_url=database_url))
     with engine.connect() as connection:
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         migrations._run_alembic(connection)
         connection.commit()
     yield engine
@@ -72,7 +72,7 @@ def test_migrated_and_made_at_once_are_the_same(migrated, tmp_path, postgresql_s
         else:
             url = stack.enter_context(postgresql_server.database())
         settings = config.load(database_url=url)
-        made = dialects.make_engine(settings)
+        made = engines.make_engine(settings)
         stack.callback(made.dispose)
         assert migrations.upgrade(made, settings) == migrations.HEAD
         assert describe(made) == describe(migrated)
@@ -88,9 +88,9 @@ def test_a_new_database_needs_no_alembic(tmp_path):
     """It is ten megabytes in every program that writes to a new file."""
     program = f"""
 import sys
-from otel_cmb import config, dialects, migrations
+from otel_cmb import config, engines, migrations
 settings = config.load(database_url="sqlite:///{tmp_path}/new.db")
-assert migrations.upgrade(dialects.make_engine(settings), settings) == migrations.HEAD
+assert migrations.upgrade(engines.make_engine(settings), settings) == migrations.HEAD
 assert "alembic" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -100,7 +100,7 @@ def test_the_undo_leaves_nothing(migrated):
     options = Config()
     options.set_main_option("script_location", "otel_cmb:migrations")
     with migrated.connect() as connection:
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         options.attributes["connection"] = connection
         command.downgrade(options, "base")
         connection.commit()
@@ -109,13 +109,13 @@ def test_the_undo_leaves_nothing(migrated):
 
 def test_foreign_keys_are_enforced(migrated):
     with migrated.connect() as connection:
-        dialects.begin_write(connection)
+        transactions.begin_write(connection)
         row = ("e", "no-such-run", "no-such-session", "agent_call", "2026-01-01 00:00:00", 1)
         columns = ["id", "run_id", "session_id", "event_type", "timestamp", "execution_order"]
         sql = dialects.insert_sql(connection.dialect.name, '"execution_events"', columns)
         with pytest.raises(sa.exc.IntegrityError) as caught:
             connection.exec_driver_sql(sql, row)
-        assert dialects.classify(caught.value).fault is dialects.Fault.POISON
+        assert faults.classify(caught.value).fault is faults.Fault.POISON
 
 
 @pytest.mark.parametrize(("statement", "index"), [
@@ -128,7 +128,7 @@ def test_the_rows_of_a_step_or_node_are_found_by_index(tmp_path, statement, inde
     """Deleting a run deletes its steps, and each looks for its rows: without an index that is a scan of all events. The
     indexes hold only rows that have a step or node, which the database must see from the condition."""
     settings = config.load(database_url=f"sqlite:///{tmp_path}/events.db")
-    engine = dialects.make_engine(settings)
+    engine = engines.make_engine(settings)
     migrations.upgrade(engine, settings)
     engine.dispose()
     connection = sqlite3.connect(tmp_path / "events.db")

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otel_cmb import config
-from otel_cmb.dialects import insert_sql, make_engine
+from otel_cmb.dialects import insert_sql
+from otel_cmb.engines import make_engine
 from otel_cmb.sqlite_rows import MOST_VALUES, SIZES, insert_rows
 
 VALUES = st.one_of(

@@ -14,7 +14,9 @@ from fault_support import BASE_NS, agent_span, check_orders, events, ids_of, que
 import otel_cmb.store
 from otel_cmb import config, mapper
 from otel_cmb.event import Resource, Span, event_id
-from otel_cmb.store import Item, Store
+from otel_cmb.items import Item
+from otel_cmb.known import Known
+from otel_cmb.store import Store
 
 RUN = "run-1"
 
@@ -289,8 +291,7 @@ def test_what_spans_say_is_read_before_the_database_is_locked_and_again_after_a_
     monkeypatch.setattr(otel_cmb.store, "begin_write", begin_seen)
     monkeypatch.setattr(mapper, "read", seen)
     with monkeypatch.context() as failing:
-        store.connect()
-        failing.setattr(store._known, "save", lambda *_: 1 / 0)
+        failing.setattr(Known, "save", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             store.write(items)
     ids = [item.span.span_id for item in items if item.span is not None]

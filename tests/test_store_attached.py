@@ -14,7 +14,8 @@ from support import application_schema
 from support.application_schema import Application, Shape
 
 from otel_cmb import config
-from otel_cmb.store import Item, Store
+from otel_cmb.items import Item
+from otel_cmb.store import Store
 
 
 @pytest.fixture

@@ -39,14 +39,14 @@ def upgrade(database_url: str | None, schema: str | None) -> None:
 
 
 def _bring_up(settings: config.Settings, *, make: bool) -> None:
-    from otel_cmb import dialects, migrations
+    from otel_cmb import dialects, engines, migrations
     from otel_cmb.binding import examine
     from otel_cmb.errors import SchemaError
 
     where = safe_url(settings.database_url)
-    engine = dialects.make_engine(settings)
+    engine = engines.make_engine(settings)
     try:
-        with dialects.clear_errors(engine):
+        with engines.clear_errors(engine):
             if make and settings.schema is not None and engine.dialect.name != dialects.SQLITE:
                 migrations.make_schema(engine, settings.schema)
             with engine.connect() as connection:
@@ -75,14 +75,14 @@ def _bring_up(settings: config.Settings, *, make: bool) -> None:
 def check(database_url: str | None, schema: str | None, as_json: bool) -> None:
     """Say whose schema it is and whether otel-cmb can work with it: every misfit at once, with the SQL that would mend
     it. Changes nothing. Exit code 0 when it fits, 1 when not."""
-    from otel_cmb import dialects
+    from otel_cmb import engines
     from otel_cmb.binding import examine
     from otel_cmb.errors import SchemaError
 
     settings = config.load(database_url=database_url, schema=schema)
-    engine = dialects.make_engine(settings, read_only=True)
+    engine = engines.make_engine(settings, read_only=True)
     try:
-        with dialects.clear_errors(engine), engine.connect() as connection:
+        with engines.clear_errors(engine), engine.connect() as connection:
             try:
                 found = examine(connection, settings)
             except SchemaError as error:

@@ -49,7 +49,7 @@ def _glyphs(console: Console) -> Glyphs:
 
 
 def _print_json(value: Any, *, indent: bool = True) -> None:
-    from otel_cmb.reader.records import to_json
+    from otel_cmb.reader.values import to_json
 
     sys.stdout.buffer.write(to_json(value, indent=indent) + b"\n")
     sys.stdout.buffer.flush()

@@ -23,7 +23,7 @@ from otel_cmb import clock, config
 from otel_cmb.cli.options import database_options
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.context import ENVIRONMENT, NODE_ID, RUN_ID, SESSION_ID, STEP_ID
-from otel_cmb.dialects import check_url
+from otel_cmb.database_url import check_url
 from otel_cmb.errors import CMBError, ConfigurationError, RunNotFoundError
 from otel_cmb.faults import Fault, classify
 from otel_cmb.instrumentation import AUTO, EXCLUDED, VERBOSE, managed_names

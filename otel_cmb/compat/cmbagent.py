@@ -30,9 +30,10 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Status, StatusCode
 from sqlalchemy import URL
 
-from otel_cmb import clock, config, dialects
+from otel_cmb import clock, config
 from otel_cmb.compat.loose import meta_of, name_of, said
 from otel_cmb.context import EVENT_TYPE, NODE_ID, PARENT_EVENT_ID, RUN_ID, STEP_ID
+from otel_cmb.database_url import check_url
 from otel_cmb.errors import ConfigurationError
 from otel_cmb.event import event_id as id_of
 from otel_cmb.mapper_results import whole
@@ -94,7 +95,7 @@ def _settings_of(session: Any) -> config.Settings:
         url = url.set(drivername=backend)  # an asynchronous driver: the same database by a plain one
     found = config.load(database_url=url.render_as_string(hide_password=False))
     try:
-        same = dialects.check_url(default) == dialects.check_url(found)
+        same = check_url(default) == check_url(found)
     except ConfigurationError:
         same = False
     return default if same else found

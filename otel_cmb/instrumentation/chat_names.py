@@ -84,5 +84,6 @@ def _number_in(path: str) -> int:
 
 def _is_child(process: int) -> bool:
     """A process that a program forked or spawned: it may have its parent's automatic run."""
-    started = sys.modules.get("multiprocessing.process")
-    return process != _home or (started is not None and started.parent_process() is not None)
+    # Half imported by another thread: this process began without it, so it is no child.
+    parent_process = getattr(sys.modules.get("multiprocessing.process"), "parent_process", None)
+    return process != _home or (parent_process is not None and parent_process() is not None)

@@ -14,9 +14,11 @@ from sqlalchemy import Column, Connection, Engine, MetaData, PrimaryKeyConstrain
 from sqlalchemy.exc import DBAPIError
 
 from otel_cmb.config import Settings
-from otel_cmb.dialects import SQLITE, Fault, begin_write, classify, lock_mode, qualified, schema_identifier
+from otel_cmb.dialects import SQLITE, qualified, schema_identifier
 from otel_cmb.errors import SchemaError
+from otel_cmb.faults import Fault, classify
 from otel_cmb.schema import APPLICATION_TABLES, VERSION_TABLE, metadata
+from otel_cmb.transactions import begin_write, lock_mode
 
 __all__ = ["HEAD", "current", "make_schema", "table_names", "upgrade"]
 

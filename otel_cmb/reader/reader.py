@@ -18,7 +18,7 @@ from sqlalchemy import func, select
 
 from otel_cmb import config
 from otel_cmb.config import safe_url
-from otel_cmb.dialects import make_engine
+from otel_cmb.engines import make_engine
 from otel_cmb.reader.records import (
     Edge,
     Event,
@@ -33,12 +33,12 @@ from otel_cmb.reader.records import (
     Step,
     Totals,
     TreeNode,
-    as_json,
 )
 from otel_cmb.reader.reflection import reflect
 from otel_cmb.reader.runs import Runs, with_totals
 from otel_cmb.reader.source import EVENTS, NODES, RUNS, Source, reading
 from otel_cmb.reader.summary import Summary
+from otel_cmb.reader.values import as_json
 from otel_cmb.reader.wholes import Wholes
 
 __all__ = ["Reader", "open_reader"]

@@ -1,107 +1,25 @@
-"""What a reader gives back: plain values, one class per table, and the rules that make them from what a row holds.
-
-Pure. Rows of an attached database are the application's: a JSON column may come as text or as values, a time as text,
-with or without a zone; a key may be missing or hold something unexpected. Nothing here raises on such a value: what
-cannot be understood is `None`, or is kept as it is.
+"""What a reader gives back: one class per table, and how they are made from rows by the rules of
+:mod:`otel_cmb.reader.values`. Pure.
 
 Datetimes are aware and in UTC; `to_dict()` renders them as ISO 8601 with a `Z`.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import datetime, timezone
-from decimal import Decimal
+from datetime import datetime
 from typing import Any, TypeVar, cast
 
-import orjson
+from otel_cmb.reader.values import as_count, as_json, as_moment, as_number, as_text, as_title, iso
 
 __all__ = [
     "Edge", "Event", "File", "Line", "Message", "Node", "Record", "Run", "RunTotals", "Session", "Share", "Step",
-    "Totals", "TreeNode", "as_json", "as_moment", "as_number", "iso", "make", "maker",
-    "to_json",
+    "Totals", "TreeNode", "make", "maker",
 ]
 
 ENDED = frozenset({"completed", "failed", "cancelled", "canceled", "skipped", "error"})
 """Run statuses after which nothing more is expected."""
-
-TITLE_CHARS = 200
-_HUGE = re.compile("[0-9]{19}")
-
-
-def as_json(value: Any) -> Any:
-    """The value of a JSON column: decoded if the database gave text; text that is no JSON stays text."""
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        value = bytes(value).decode("utf-8", "replace")
-    if not isinstance(value, str):
-        return value
-    if _HUGE.search(value) is None:
-        try:
-            return orjson.loads(value)
-        except ValueError:
-            pass
-    try:
-        return json.loads(value)  # takes what orjson does not: NaN, lone surrogates, integers without rounding
-    except (ValueError, RecursionError):
-        return value
-
-
-def as_moment(value: Any) -> datetime | None:
-    """A time in UTC, of a datetime, ISO text or seconds since the epoch; naive means UTC. Anything else is `None`."""
-    if isinstance(value, str):
-        text = value.strip()
-        try:
-            value = datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in {"Z", "z"} else text)
-        except ValueError:
-            return None
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            return datetime.fromtimestamp(value, timezone.utc)
-        except (ValueError, OverflowError, OSError):
-            return None
-    if not isinstance(value, datetime):
-        return None
-    if value.tzinfo is None:
-        return value.replace(tzinfo=timezone.utc)
-    try:
-        return value.astimezone(timezone.utc)
-    except (ValueError, OverflowError):
-        return None
-
-
-def as_number(value: Any) -> int | float | None:
-    """The value if it is a finite number, else `None`: the rule by which tokens and cents are added up."""
-    if isinstance(value, Decimal):
-        value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return value if math.isfinite(value) else None
-
-
-def as_count(value: Any) -> int | None:
-    number = as_number(value)
-    return None if number is None else int(number)
-
-
-def as_text(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str, separators=(",", ":"))
-
-
-def as_title(value: Any) -> str | None:
-    """The first line that says something, on one line, cut to :data:`TITLE_CHARS`."""
-    first = next((line for line in (as_text(value) or "").splitlines() if line.strip()), None)
-    return None if first is None else " ".join(first.split())[:TITLE_CHARS]
-
-
-def iso(moment: datetime | None) -> str | None:
-    """`2026-11-22T20:58:42.000001Z`, or `None`."""
-    return None if moment is None else moment.astimezone(timezone.utc).replace(tzinfo=None).isoformat() + "Z"
 
 
 def _plain(value: Any) -> Any:
@@ -423,18 +341,3 @@ def make(kind: type[R], row: Mapping[str, Any], **given: Any) -> R:
 
 def _extra(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, float, datetime)) else as_json(value)
-
-
-def _fallback(value: Any) -> str:
-    return bytes(value).hex() if isinstance(value, (bytes, bytearray, memoryview)) else str(value)
-
-
-def to_json(value: Any, *, indent: bool = False) -> bytes:
-    """JSON of anything a row can hold. What orjson refuses (huge integers, lone surrogates) goes the slow way."""
-    try:
-        return orjson.dumps(value, option=orjson.OPT_INDENT_2 if indent else 0, default=_fallback)
-    except (TypeError, ValueError, RecursionError):
-        try:
-            return json.dumps(value, indent=2 if indent else None, default=_fallback).encode("ascii")
-        except RecursionError:
-            return json.dumps({"error": "too deeply nested to be shown"}).encode("ascii")

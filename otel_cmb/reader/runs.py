@@ -16,9 +16,10 @@ from sqlalchemy import Select, func, or_, select
 
 from otel_cmb.dialects import SQLITE
 from otel_cmb.errors import ConfigurationError, RunNotFoundError
-from otel_cmb.reader.records import Run, RunTotals, as_json, iso, make
+from otel_cmb.reader.records import Run, RunTotals, make
 from otel_cmb.reader.source import EVENTS, RUNS, Source
 from otel_cmb.reader.summary import Summary
+from otel_cmb.reader.values import as_json, iso
 
 __all__ = ["Runs"]
 

@@ -14,11 +14,13 @@ from sqlalchemy import Connection, DateTime, Engine, Select, String, and_, liter
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from otel_cmb.config import safe_url
-from otel_cmb.dialects import SQLITE, begin_read, timestamp
+from otel_cmb.dialects import SQLITE, timestamp
 from otel_cmb.errors import CMBError, ConfigurationError, DatabaseUnavailableError, SchemaError
 from otel_cmb.faults import Fault, classify
-from otel_cmb.reader.records import Record, as_moment, maker
+from otel_cmb.reader.records import Record, maker
 from otel_cmb.reader.reflection import Schema
+from otel_cmb.reader.values import as_moment
+from otel_cmb.transactions import begin_read
 
 __all__ = ["EVENTS", "NODES", "RUNS", "Source", "UnreadableJSONError", "reading"]
 

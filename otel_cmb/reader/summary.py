@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Select, Text, and_, case, cast, func, literal, or_, select
 
-from otel_cmb.reader.records import TITLE_CHARS, Line, RunTotals, Share, Totals, as_json, as_number, as_text, make
+from otel_cmb.reader.records import Line, RunTotals, Share, Totals, make
 from otel_cmb.reader.source import EVENTS, Source, UnreadableJSONError
+from otel_cmb.reader.values import TITLE_CHARS, as_json, as_number, as_text
 
 __all__ = ["Summary", "sums_of"]
 

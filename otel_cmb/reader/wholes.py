@@ -10,8 +10,9 @@ from sqlalchemy import and_, select
 
 from otel_cmb.event import Span
 from otel_cmb.history import CONTENTS, EARLIER, HISTORY, expand
-from otel_cmb.reader.records import Event, as_json
+from otel_cmb.reader.records import Event
 from otel_cmb.reader.source import Source
+from otel_cmb.reader.values import as_json
 from otel_cmb.rebuild import unpack
 
 __all__ = ["RESOURCES", "Wholes"]

@@ -16,7 +16,8 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2
 
 from otel_cmb.errors import ConfigurationError
 from otel_cmb.receiver.answers import Answer, response_of, trailers_of
@@ -35,6 +36,10 @@ SERVICES = {
 }
 RUN_ID = "x-cmb-run-id"
 JAEGER_THREADS = 8
+MOST_WATCHING = 1_000
+"""Calls that watch the health at once: they need no token and never end."""
+FAREWELL_SECONDS = 0.2
+"""How long those who watch the health have to hear of the end before their calls are ended."""
 
 
 def server_options(settings: ServeSettings, connections: int) -> list[tuple[str, Any]]:
@@ -92,6 +97,35 @@ def _code(answer: Answer) -> grpc.StatusCode:
     return code
 
 
+class _Health(health.aio.HealthServicer):  # type: ignore[name-defined, misc, unused-ignore]
+    """The standard service. Its `Watch` never ends by itself, and would keep every drain waiting to its bound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watching: set[asyncio.Task[Any]] = set()
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802  (the name in the protocol)
+        if len(self._watching) >= MOST_WATCHING:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls watch the health; ask with Check")
+        watching = asyncio.ensure_future(super().Watch(request, context))
+        self._watching.add(watching)
+        try:
+            await asyncio.wait({watching})
+            if not watching.cancelled():
+                watching.result()
+        finally:
+            self._watching.discard(watching)
+            watching.cancel()
+
+    async def end(self) -> None:
+        """Say that nothing is served any more, then end the calls of those who watch."""
+        await self.enter_graceful_shutdown()
+        if self._watching:
+            await asyncio.sleep(FAREWELL_SECONDS)
+        for watching in self._watching:
+            watching.cancel()
+
+
 class GrpcDoor:
     """A gRPC server of a receiver: OTLP and health, and with `jaeger` also Jaeger's remote storage API, whose writer
     OTLP is."""
@@ -107,22 +141,44 @@ class GrpcDoor:
             self._threads = ThreadPoolExecutor(JAEGER_THREADS, thread_name_prefix="otel-cmb-jaeger")
             add_servicers(self._server, jaeger, self._threads, self._may_not_read, _unpacked, self._question)
             self._names += SERVICE_NAMES
-        self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined, unused-ignore]
+        self._health = _Health()
+        self._server.add_generic_rpc_handlers((self._health_handlers(),))
         for signal, service in SERVICES.items():
             handler = grpc.stream_unary_rpc_method_handler(self._exporter(signal))
             self._server.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler(service, {"Export": handler}),)
             )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     def _may_not_read(self, context: Any) -> tuple[grpc.StatusCode, str] | None:
         """How a call of Jaeger's API ends whose caller may not read; `None` when it may."""
         refusal = self._house.reading_refused(dict(context.invocation_metadata() or ()).get("authorization"))
         return None if refusal is None else (_code(refusal), refusal.text)
 
+    def _health_handlers(self) -> Any:
+        async def asked(context: Any) -> Any:
+            try:
+                return health_pb2.HealthCheckRequest.FromString(await self._question(context))
+            except asyncio.TimeoutError:
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no question came")
+            except (DecodeError, TypeError):  # TypeError: the client is gone
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the question is no HealthCheckRequest")
+
+        async def check(_: Any, context: Any) -> Any:
+            return await self._health.Check(await asked(context), context)
+
+        async def watch(_: Any, context: Any) -> None:
+            await self._health.Watch(await asked(context), context)
+
+        written = health_pb2.HealthCheckResponse.SerializeToString
+        return grpc.method_handlers_generic_handler(health.SERVICE_NAME, {
+            "Check": grpc.stream_unary_rpc_method_handler(check, None, written),
+            "Watch": grpc.stream_stream_rpc_method_handler(watch, None, written),
+        })
+
     async def _question(self, context: Any) -> Any:
-        """What a call of Jaeger's API asks; it has a place like every request."""
-        place = self._house.enter("jaeger")
+        """What a call of Jaeger's API or about the health asks. It has a place like every request: a handler that gRPC
+        gives its message would let anybody send a large one."""
+        place = self._house.enter("question")
         if place is None:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests at once")
             raise AssertionError("unreachable")
@@ -183,7 +239,6 @@ class GrpcDoor:
 
     async def stop(self, grace: float) -> None:
         """Take no new calls, let the running ones end within `grace` seconds, then cancel them."""
-        await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace)
+        await asyncio.gather(self._server.stop(grace), self._health.end())
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)

@@ -28,6 +28,7 @@ from otel_cmb.receiver.grpc_door import RUN_ID
 from otel_cmb.receiver.house import MAKE_ROOM, House
 from otel_cmb.receiver.metrics import CONTENT_TYPE, render
 from otel_cmb.receiver.settings import Address
+from otel_cmb.receiver.tokens import Caller
 
 if TYPE_CHECKING:
     from otel_cmb.receiver.web import Web
@@ -124,17 +125,13 @@ class HttpDoor:
         house = self._house
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         as_json = FORMS.get(media_type, True)
-        place = house.enter("http")
-        if place is None:
-            return await self._turn_away(request, house.say("http", signal, "overloaded", "too many requests"), as_json)
         refusal: Answer | None = None
         try:
             encoding = self._head(request, signal, media_type)
             caller = house.caller(request.headers.get("authorization"), request.headers.get(RUN_ID))
             if caller is None:
                 raise _Respond(house.say("http", signal, "unauthenticated", "a valid bearer token is needed"))
-            body = await self._read(request, signal, place)
-            answer = await house.work("http", signal, body, caller, as_json=as_json, encoding=encoding)
+            answer = await self._take(request, signal, caller, as_json=as_json, encoding=encoding)
         except _Respond as early:
             refusal = early.answer
         except ClientDisconnect:
@@ -144,11 +141,21 @@ class HttpDoor:
                 raise
             # the drain timeout is over; what the thread has taken is safe, but nobody waits for its answer any more
             return _response(house.say("http", signal, "unavailable", "the server is shutting down"), signal, as_json)
-        finally:
-            place.leave()
         if refusal is not None:  # here, where nothing of the body is kept alive
             return await self._turn_away(request, refusal, as_json)
         return _response(answer, signal, as_json)
+
+    async def _take(self, request: Request, signal: str, caller: Caller, *, as_json: bool, encoding: str) -> Answer:
+        """Only who may send has a place; whoever is turned away holds none while the rest of its body is thrown away."""
+        house = self._house
+        place = house.enter("http")
+        if place is None:
+            raise _Respond(house.say("http", signal, "overloaded", "too many requests"))
+        try:
+            body = await self._read(request, signal, place)
+            return await house.work("http", signal, body, caller, as_json=as_json, encoding=encoding)
+        finally:
+            place.leave()
 
     def _head(self, request: Request, signal: str, media_type: str) -> str:
         """The content encoding; whatever the head alone forbids ends here, before the body is read."""

@@ -187,7 +187,14 @@ def load(
     # the environment outranks the file, so what the environment has is not taken from the file
     for setting in config.SETTINGS:
         if setting.name in general_file and not any(environ.get(variable) for variable in setting.env):
-            general.setdefault(setting.name, general_file[setting.name])
+            value = general_file[setting.name]
+            try:
+                setting.parse(value)
+            except (ValueError, TypeError) as error:
+                raise ConfigurationError(
+                    f"{config_file}: {setting.name}: found {value!r}, expected {setting.allowed}"
+                ) from error
+            general.setdefault(setting.name, value)
     return serve, config.load(environ, **general)
 
 

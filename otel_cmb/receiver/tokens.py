@@ -31,6 +31,7 @@ class Caller:
 
 def _parse(text: str, path: str) -> list[tuple[bytes, str | None]]:
     tokens: list[tuple[bytes, str | None]] = []
+    lines: dict[bytes, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
@@ -41,7 +42,11 @@ def _parse(text: str, path: str) -> list[tuple[bytes, str | None]]:
             )
         if len(words[0]) < MIN_LENGTH:
             raise ConfigurationError(f"{path} line {number}: the token is shorter than {MIN_LENGTH} characters")
-        tokens.append((_digest(words[0]), words[1] if len(words) == 2 else None))
+        token, session_id = _digest(words[0]), words[1] if len(words) == 2 else None
+        if token in lines:
+            raise ConfigurationError(f"{path} line {number}: the token of line {lines[token]} again; expected each once")
+        lines[token] = number
+        tokens.append((token, session_id))
     if not tokens:
         raise ConfigurationError(f"{path}: no token in it; expected one per line, optionally followed by a session id")
     return tokens

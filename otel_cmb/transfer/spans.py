@@ -11,11 +11,13 @@ import orjson
 from sqlalchemy import Connection
 
 from otel_cmb.config import Settings
-from otel_cmb.dialects import begin_read, connect, make_engine, mark, qualified
+from otel_cmb.dialects import mark, qualified
+from otel_cmb.engines import connect, make_engine
 from otel_cmb.event import STATUS_ERROR, STATUS_UNSET, Resource, Scope, Span, is_own_id
 from otel_cmb.history import EARLIER, whole
 from otel_cmb.reader import Event, Reader
 from otel_cmb.rebuild import unpack
+from otel_cmb.transactions import begin_read
 
 __all__ = ["RunSpans"]
 

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from otel_cmb._version import __version__
 from otel_cmb.errors import CMBError, ConfigurationError, DatabaseUnavailableError, RunNotFoundError
 from otel_cmb.reader import Event, Reader
-from otel_cmb.reader.records import to_json
+from otel_cmb.reader.values import to_json
 from otel_cmb.ui.live import Live
 
 __all__ = ["Api"]

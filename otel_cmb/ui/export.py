@@ -17,7 +17,7 @@ from typing import Any
 
 from otel_cmb._version import __version__
 from otel_cmb.reader import Event, Reader
-from otel_cmb.reader.records import to_json
+from otel_cmb.reader.values import to_json
 from otel_cmb.ui.app import static
 from otel_cmb.ui.live import COLUMNS, row_of
 

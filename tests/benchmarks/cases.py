@@ -161,7 +161,8 @@ def burst(directory: Path, rounds: int, full: bool) -> Iterator[Row]:
 _INGEST = """
 import sys, time
 from otel_cmb import config
-from otel_cmb.store import Item, Store
+from otel_cmb.items import Item
+from otel_cmb.store import Store
 from tests.benchmarks import workload
 url, count, seed, run = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 made = list(workload.spans(count, seed=seed, run=run))
@@ -212,7 +213,7 @@ def ingest_sqlite(directory: Path, rounds: int, full: bool) -> Iterator[Row]:
 
 def ingest_postgresql(directory: Path, rounds: int, full: bool) -> Iterator[Row]:
     from otel_cmb import config, migrations
-    from otel_cmb.dialects import make_engine
+    from otel_cmb.engines import make_engine
 
     count = 40_960 if full else 10_240
     ours, raw = [], []
@@ -442,7 +443,8 @@ def memory(directory: Path, rounds: int, full: bool) -> Iterator[Row]:
 _MILLION = """
 import json, sys, time
 from otel_cmb import config
-from otel_cmb.store import Item, Store
+from otel_cmb.items import Item
+from otel_cmb.store import Store
 from tests.benchmarks import workload
 url = sys.argv[1]
 store = Store(config.load(database_url=url, on_missing_run="create"), "state"); store.connect()

@@ -22,7 +22,8 @@ from support import postgres
 
 from otel_cmb import config
 from otel_cmb.binding import bind
-from otel_cmb.dialects import make_engine, timestamp
+from otel_cmb.dialects import timestamp
+from otel_cmb.engines import make_engine
 from otel_cmb.event import Resource, Scope, Span, event_id
 from otel_cmb.jaeger.match import TraceQuery
 from otel_cmb.jaeger.query import JaegerQuery

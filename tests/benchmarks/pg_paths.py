@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support import postgres
 
-from otel_cmb import config, dialects, event, migrations
+from otel_cmb import config, dialects, engines, event, migrations, transactions
 
 COLUMNS = (
     "id", "run_id", "session_id", "event_type", "event_subtype", "agent_name", "timestamp", "started_at",
@@ -148,7 +148,7 @@ def measure(engine: Any, way: Any, data: list[tuple[Any, ...]], commit: int) -> 
     with engine.connect() as connection:
         for at in range(0, len(data), commit):
             start = time.perf_counter()
-            dialects.begin_write(connection)
+            transactions.begin_write(connection)
             way(connection, data[at:at + commit])
             connection.commit()
             spent += time.perf_counter() - start
@@ -168,7 +168,7 @@ def main() -> None:
     options = parser.parse_args()
     with server(durable=options.durable) as found, found.database() as url:
         settings = config.load(database_url=postgres.text(url, options.driver))
-        engine = dialects.make_engine(settings)
+        engine = engines.make_engine(settings)
         migrations.upgrade(engine, settings)
         session, runs = "s" * 36, [f"run-{number}" for number in range(4)]
         with engine.begin() as connection:

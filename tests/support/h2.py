@@ -35,10 +35,10 @@ class Peer:
         """Streams that the server ended."""
         self.closed = False
 
-    def call(self, stream: int = 1) -> None:
-        """Begin a call of OTLP's Export."""
+    def call(self, stream: int = 1, path: bytes = EXPORT) -> None:
+        """Begin a call."""
         self._windows[stream] = self._first
-        head = [(b":method", b"POST"), (b":scheme", b"http"), (b":authority", b"x"), (b":path", EXPORT),
+        head = [(b":method", b"POST"), (b":scheme", b"http"), (b":authority", b"x"), (b":path", path),
                 (b"content-type", b"application/grpc"), (b"te", b"trailers")]
         self._send(frame(HEADERS, 4, stream, b"".join(_header(*pair) for pair in head)))
 
