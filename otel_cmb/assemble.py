@@ -23,6 +23,7 @@ from otel_cmb.assemble_around import (
     words_of_models,
 )
 from otel_cmb.assemble_errors import error_of
+from otel_cmb.assemble_graphs import find_agents
 from otel_cmb.assemble_payload import payload_of
 from otel_cmb.assemble_rows import add_rows, events_inside
 from otel_cmb.assemble_stacked import unstack
@@ -46,7 +47,7 @@ def assemble(facts: Iterable[Facts], *, record: str = "agents") -> list[Event]:
     `Event.inputs`, `outputs` and `meta` are shared between calls with the same facts: replace them, never change them.
     """
     nodes = build(facts, record == "all")
-    heads = unstack(merge(nodes))
+    heads = unstack(merge(find_agents(nodes)))
     order_siblings(heads)
     names = {node.best.agent for node in heads if node.kind == AGENT}
     agents = {canonical(name): name for name in sorted(name for name in names if name)}
@@ -72,7 +73,7 @@ def assemble(facts: Iterable[Facts], *, record: str = "agents") -> list[Event]:
             for more in events_inside(node.best, node.kind, event):
                 rows.append((start, more.depth, more.started_ns, more.id, len(rows), more))
     for node in nodes:  # no cycle is left: what pass 2 needed goes at once, not when the garbage is collected
-        node.parent = node.up = node.into = node.after = node.near = None
+        node.parent = node.up = node.into = node.before = node.after = node.near = None
     rows.sort()
     return [row[-1] for row in rows]
 

@@ -87,10 +87,13 @@ def outgoing(facts: Facts) -> list[dict[str, Any]] | None:
     if messages is None and "oi_kind" in found:
         messages = flattened(attributes, "llm.output_messages.")
     if messages is None and facts.kind == LLM:
-        messages = flattened(attributes, "gen_ai.completion.") or flattened(attributes, "llm.completions.")
+        messages = (
+            flattened(attributes, "gen_ai.completion.") or flattened(attributes, "llm.completions.")
+            or flattened(attributes, "llm.choices.", "assistant")
+        )  # fmt: skip
     if messages is None and facts.span.events:
         messages = event_messages(facts.span.events, outgoing=True)
-    if messages is None and isinstance(found.get("messages_out"), str) and found["messages_out"]:
+    if messages is None and isinstance(found.get("messages_out"), str) and found["messages_out"] not in ("", "{}", "[]"):
         messages = [{"role": "assistant", "content": found["messages_out"]}]
     if "calls_out" in found:
         calls = conversation([{"role": "assistant", "content": None, "tool_calls": as_json(found["calls_out"])}])
@@ -123,7 +126,9 @@ TASK_KEYS = (
     "user_msg",
     "content",
     "description",
+    "input_args",
 )
+_CALL = {"args", "kwargs"}
 ANSWER_KEYS = ("response", "raw", "output", "result", "answer", "content", "final_output")
 
 
@@ -132,6 +137,14 @@ def pick(value: Any, keys: tuple[str, ...]) -> Any:
     for _ in range(3):
         if not isinstance(value, Mapping):
             break
+        if value.keys() == _CALL:  # how decorators write down what a function was called with
+            positional, named = value["args"], value["kwargs"]
+            if not positional:
+                value = named or None
+                continue
+            if isinstance(positional, list) and len(positional) == 1 and not named:
+                value = positional[0]
+                continue
         for key in keys:
             if key in value and value[key] is not None:
                 value = value[key]

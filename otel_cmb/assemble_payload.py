@@ -70,6 +70,8 @@ def _arguments(facts: Facts) -> Any:
             return parsed["input"]
         if parsed.keys() == {"name", "arguments"} and "tool_arguments" not in found:
             return as_json(parsed["arguments"])
+        if parsed.keys() == {"tool_name", "arguments"} and parsed["tool_name"] == facts.tool:  # Traceloop, of MCP
+            return as_json(parsed["arguments"])
     return parsed
 
 
@@ -107,8 +109,17 @@ def _agent_inputs(facts: Facts) -> Columns:
         return payload
     if "input" in found and found["input"] not in ("None", "null"):
         value = as_json(found["input"])
-        return {"message": pick(value, TASK_KEYS) if isinstance(value, Mapping) else value}
+        if isinstance(value, Mapping):
+            value = _task_of_output(value, found) or pick(value, TASK_KEYS)
+        return {} if value is None else {"message": value}
     return {}
+
+
+def _task_of_output(value: Mapping[str, Any], found: Mapping[str, Any]) -> Any:
+    """CrewAI's agent is given its task, which only its output tells, and what was found out before."""
+    if value.keys() != {"agent", "context", "tools"}:
+        return None
+    return as_mapping(found.get("output")).get("description")
 
 
 _STRUCTURED = frozenset('{["')
@@ -250,8 +261,11 @@ def _spent(facts: Facts) -> tuple[Columns, int | float | None]:
             if count is not None:
                 tokens[key] = count
                 total = (total or 0) + count
+        whole = _count(usage.get("total", usage.get("total_tokens")))
         if total is None:
-            total = _count(usage.get("total", usage.get("total_tokens")))
+            total = whole
+        elif whole is not None and whole > total:
+            total = _add_details(tokens, usage, whole) or total
     if total is not None:
         tokens["tokens"] = total
         for name, key in _OTHER_TOKENS:
@@ -264,6 +278,29 @@ def _spent(facts: Facts) -> tuple[Columns, int | float | None]:
         cost = _amount(costs.get("total", costs.get("total_cost")))
     return tokens, cost
 
+
+def _add_details(tokens: dict[str, int], usage: Mapping[str, Any], whole: int) -> int | None:
+    """Langfuse takes what was cached or reasoned out of `input` and `output` and says it beside them: all of it, where
+    that makes the total it says."""
+    sums = {}
+    for side, key in (("input", "prompt_tokens"), ("output", "completion_tokens")):
+        counts = [_count(value) for name, value in usage.items() if name == side or str(name).startswith(f"{side}_")]
+        sums[key] = sum(count for count in counts if count is not None)
+    if sum(sums.values()) != whole:
+        return None
+    tokens.update(sums)
+    for name, key in _DETAILS:
+        count = _count(usage.get(name))
+        if count is not None:
+            tokens[key] = count
+    return whole
+
+
+_DETAILS = (
+    ("input_cache_read", "cache_read_tokens"), ("input_cached_tokens", "cache_read_tokens"),
+    ("input_cache_creation", "cache_write_tokens"), ("output_reasoning", "reasoning_tokens"),
+    ("output_reasoning_tokens", "reasoning_tokens"),
+)  # fmt: skip
 
 _USAGE_KEYS = (
     (("input", "input_tokens", "prompt_tokens", "promptTokens"), "prompt_tokens"),

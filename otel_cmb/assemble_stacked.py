@@ -7,6 +7,8 @@ time.
 
 from __future__ import annotations
 
+import math
+
 from otel_cmb.assemble_payload import payload_of
 from otel_cmb.assemble_tree import Node, all_members, sort_key, take
 from otel_cmb.mapper_results import canonical
@@ -31,9 +33,53 @@ def unstack(heads: list[Node]) -> list[Node]:
             groups.setdefault(key, []).append(node)
     taken = False
     for group in groups.values():
-        if len(group) > 1 and len({node.facts.span.scope.name for node in group}) > 1:
+        if len(group) > 1 and len({(node.facts.span.scope.name, node.facts.span.kind) for node in group}) > 1:
             taken |= _pair(sorted(group, key=sort_key))
+    calls = [node for node in heads if node.kind == LLM and node.into is None]
+    if len({node.facts.span.scope.name for node in calls}) > 1:
+        for node in calls:
+            taken |= _join_beside(node)
     return _ordered(heads) if taken else heads
+
+
+def _join_beside(node: Node) -> bool:
+    """Of a call of a model that failed or was streamed, instrumentations often do not say what it spent, or count the
+    answer differently: it joins the call of the same model beside it, at the same time, that another one tells of."""
+    up = node.up
+    if up is None or node.into is not None or len(up.kids) > MOST_BESIDE:
+        return False
+    for other in up.kids:
+        if (
+            other is not node and other.kind == LLM and other.into is None and other.best.failed == node.best.failed
+            and _one_act(other, node) and _one_model(other, node) and _one_question(other, node)
+        ):  # fmt: skip
+            first, second = sorted((node, other), key=_outermost)
+            _join(first, second)
+            return True
+    return False
+
+
+def _one_question(a: Node, b: Node) -> bool:
+    one, other = (payload_of(node.best, LLM).tokens.get("prompt_tokens") for node in (a, b))
+    return one is None or other is None or bool(one == other)
+
+
+def _outermost(node: Node) -> tuple[int, float, str]:
+    span = node.facts.span
+    return span.start_ns, -math.inf if span.end_ns is None else -span.end_ns, node.facts.id
+
+
+MOST_BESIDE = 256
+"""Among more events inside one this is not looked for: it is of the square of their number."""
+
+
+def _one_model(a: Node, b: Node) -> bool:
+    return any(one.startswith(other) or other.startswith(one) for one in _models(a) for other in _models(b))
+
+
+def _models(node: Node) -> list[str]:
+    named = (node.best.found.get(name) for name in ("model", "request_model"))
+    return [name for name in named if isinstance(name, str) and name]
 
 
 def _identity(node: Node) -> tuple[object, ...] | None:
@@ -72,7 +118,7 @@ def _pair(group: list[Node]) -> bool:
 
 def _one_act(a: Node, b: Node) -> bool:
     one, other = a.facts.span, b.facts.span
-    if one.scope.name == other.scope.name:
+    if one.scope.name == other.scope.name and {one.kind, other.kind} != _BOTH_ENDS:
         return False
     ids = a.best.found.get("tool_call_id"), b.best.found.get("tool_call_id")
     if None not in ids and ids[0] != ids[1]:
@@ -83,6 +129,11 @@ def _one_act(a: Node, b: Node) -> bool:
         return False
     longest = max(one.end_ns - one.start_ns, other.end_ns - other.start_ns)
     return abs(one.start_ns - other.start_ns) + abs(one.end_ns - other.end_ns) <= max(NEAR_NS, longest // 4)
+
+
+_BOTH_ENDS = {2, 3}
+"""Span kinds SERVER and CLIENT: FastMCP tells of one call of a tool from both ends, in spans that are side by side where
+both are in one process."""
 
 
 def _is_above(node: Node, other: Node) -> bool | None:

@@ -289,7 +289,7 @@ def _always(node: Node, kid: Node) -> bool:  # noqa: ARG001 - one shape for all 
 
 
 def _same_agent(node: Node, kid: Node) -> bool:
-    a, b = node.facts.agent, kid.facts.agent
+    a, b = node.best.agent, kid.best.agent
     return a is not None and a == b and not _is_message(node) and not _is_message(kid)
 
 

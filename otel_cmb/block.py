@@ -11,7 +11,8 @@ from opentelemetry import trace
 from opentelemetry.context import Context, attach, create_key, get_current, get_value, set_value
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from otel_cmb.context import detach, tracer
+from otel_cmb.context import EVENT_TYPE, NO_EVENT, detach, tracer, with_parent_event
+from otel_cmb.event import event_id
 from otel_cmb.payload import text_of, to_json, type_name
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ AGENT_KEY = create_key("otel_cmb-agent")
 
 TRACER_KEY = create_key("otel_cmb-tracer")
 """The tracer of an instrumentation that was given its own provider; what happens inside goes there too."""
+
+
+_NO_ROW = frozenset((NO_EVENT, "info"))
+"""Types of events that have no row, or need not have one."""
 
 
 def _tracer(values: Mapping[str, object]) -> trace.Tracer:
@@ -101,7 +106,8 @@ class Block:
         return self._span
 
     def open(self) -> Context:
-        """Start the span; the context of what happens inside is returned, not entered."""
+        """Start the span; the context of what happens inside is returned, not entered. It names this event for who hangs below
+        it in another process."""
         context = get_current()
         self._span = _tracer(self.values).start_span(
             self.name, context=context, kind=self.kind, attributes=self.attributes
@@ -109,6 +115,9 @@ class Block:
         context = trace.set_span_in_context(self._span, context)
         for key, value in self.values.items():
             context = set_value(key, value, context)
+        if self._span.is_recording() and self.attributes.get(EVENT_TYPE) not in _NO_ROW:
+            made = self._span.get_span_context()
+            context = with_parent_event(event_id(f"{made.trace_id:032x}", f"{made.span_id:016x}"), context)
         self._open = True
         return context
 

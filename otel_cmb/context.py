@@ -60,7 +60,8 @@ def detach(token: Token[Context]) -> None:
 
 
 def with_parent_event(event_id: str, context: Context | None = None) -> Context:
-    """The context with `event_id` as nearest event: the parent of spans that start in another process under it."""
+    """The context with `event_id` as nearest event: the parent of spans that start in another process under it. `agent_call`
+    and its relatives say it for what happens inside of them."""
     return baggage.set_baggage(PARENT_EVENT_ID, event_id, context)
 
 

@@ -13,10 +13,10 @@ from typing import Any
 from otel_cmb.config import CODE_TOOLS
 from otel_cmb.event import STATUS_ERROR, Span, event_id
 from otel_cmb.mapper_facts import Facts, from_skeleton, is_event, named, named_run, placed, skeleton
-from otel_cmb.mapper_results import as_mapping, error_result, whole
+from otel_cmb.mapper_results import as_mapping, error_result, unquoted, whole
 from otel_cmb.mapper_shape import Shape, shape_of
 from otel_cmb.mapper_tools import read_tool
-from otel_cmb.vocabulary import NAMES, OVERRIDES
+from otel_cmb.vocabulary import ACTING, NAMES, OVERRIDES
 from otel_cmb.vocabulary.base import (
     AGENT,
     CODE,
@@ -48,6 +48,8 @@ def read(
         PLAIN, shape.fields(attributes), None, None, False, False, None, record == "all", _capture(tuple(capture)), shape,
     )  # fmt: skip
     _classify(facts, shape)
+    if shape.enveloped:
+        _open(facts.found)
     kind = facts.kind
     if kind in (NEVER, PLAIN):
         _plain(facts, shape)
@@ -70,6 +72,14 @@ def read(
         _read_replies(found)
     facts.failed = _failed(facts, shape)
     return facts
+
+
+def _open(found: dict[str, Any]) -> None:
+    """LangWatch's `{"type": "json", "value": ...}`."""
+    for name, envelope in (("input", "input_envelope"), ("output", "output_envelope")):
+        held = as_mapping(found.get(envelope))
+        if "value" in held:
+            found.setdefault(name, held["value"])
 
 
 @lru_cache(maxsize=64)
@@ -158,8 +168,13 @@ def _name_agent(facts: Facts) -> None:
     found = facts.found
     name = found.get("agent_name")
     if isinstance(name, str) and name not in _NO_NAMES:
+        if name[0] == '"':
+            name = unquoted(name)
         facts.agent = name
-        if facts.kind == CONTAINER and name == facts.span.name and found.get("made_by") == _CREATE_AGENT:
+        if (
+            facts.kind == CONTAINER and name == facts.span.name
+            and "made_by" in found and unquoted(found["made_by"]) == _CREATE_AGENT
+        ):  # fmt: skip
             facts.kind = AGENT
         return
     if name is not None and isinstance(name, (int, float)):
@@ -168,6 +183,8 @@ def _name_agent(facts: Facts) -> None:
     metadata = found.get("metadata")
     if isinstance(metadata, (str, Mapping)) and any(key in metadata for key in _NAMED_IN_METADATA):
         parsed = as_mapping(metadata)
+        if "langgraph_node" in parsed:
+            found.setdefault("graph_node", parsed["langgraph_node"])
         made = parsed.get("ls_integration") == _CREATE_AGENT
         if made and facts.kind == CONTAINER and parsed.get("lc_agent_name") == facts.span.name:
             facts.kind = AGENT  # an agent of LangChain whose name does not contain the word
@@ -175,10 +192,15 @@ def _name_agent(facts: Facts) -> None:
             name = parsed.get(key)
             if isinstance(name, str) and name not in _NO_NAMES:
                 facts.agent = name
+                if facts.kind == AGENT and key == "langgraph_node":
+                    _starts_a_graph(facts)
                 return
-    name = found.get("graph_node")
+    if facts.kind == CONTAINER and "graph_node" not in found and facts.span.scope.name in ACTING:
+        _read_step(facts)
+    name = unquoted(found.get("graph_node"))
     if isinstance(name, str) and name not in _NO_NAMES:
         facts.agent = name
+        _starts_a_graph(facts)
         return
     if facts.kind != AGENT:
         return
@@ -194,6 +216,32 @@ def _name_agent(facts: Facts) -> None:
         facts.kind = CONTAINER
     elif "agent_name" not in found:
         facts.agent = facts.span.name or None
+
+
+def _starts_a_graph(facts: Facts) -> None:
+    """Functions inside a graph's own nodes (`__start__`) are taken for agents where their names contain the word."""
+    if facts.kind == AGENT and facts.agent is not None and facts.agent.startswith("__"):
+        facts.kind = CONTAINER
+
+
+def _read_step(facts: Facts) -> None:
+    """Whose step of a workflow a container is, where only its name or a text that it carries says so."""
+    found = facts.found
+    steps, told = ACTING[facts.span.scope.name]
+    for end, node in steps:
+        if facts.span.name.endswith(end):
+            found["graph_node"] = node
+            return
+    for before, after in told:
+        for text in (found.get("input"), found.get("output")):
+            name = text.rpartition(before)[2].partition(after) if isinstance(text, str) and before in text else None
+            if name is not None and name[1] and len(name[0]) <= MAX_NAME:
+                found["graph_node"] = name[0]
+                return
+
+
+MAX_NAME = 200
+"""Longest name of an agent that is looked for in a text."""
 
 
 def _read_replies(found: dict[str, Any]) -> None:
@@ -231,9 +279,12 @@ _CONTROL_FLOW = ("ParentCommand", "GraphBubbleUp", "GraphInterrupt", "NodeInterr
 def _controls_flow(facts: Facts) -> bool:
     """LangGraph raises to hand over or to pause: instrumentations take that for a failure."""
     kind = facts.found.get("error_type")
-    if kind is None:
-        raised = (event.attributes for event in facts.span.events if event.name == "exception")
-        kind = next((attributes.get("exception.type") for attributes in raised), None)
+    raised = next((event.attributes for event in facts.span.events if event.name == "exception"), None)
+    if raised is not None:
+        if kind is None:
+            kind = raised.get("exception.type")
+        if kind == "Exception":  # LangSmith writes what was raised as a text
+            kind = str(raised.get("exception.message"))[:64].partition("(")[0]
     return isinstance(kind, str) and kind.endswith(_CONTROL_FLOW)
 
 

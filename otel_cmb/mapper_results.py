@@ -9,13 +9,28 @@ from typing import Any
 
 from otel_cmb.messages import as_json, python_literal
 
-__all__ = ["EXIT_REPLY", "as_mapping", "canonical", "content_of", "error_result", "exit_code_of", "structure_of", "whole"]
+__all__ = [
+    "EXIT_REPLY",
+    "as_mapping",
+    "canonical",
+    "content_of",
+    "error_result",
+    "exit_code_of",
+    "structure_of",
+    "unquoted",
+    "whole",
+]
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:
     """The mapping a JSON text holds, or an empty one."""
     parsed = as_json(value)
     return parsed if isinstance(parsed, Mapping) else {}
+
+
+def unquoted(value: Any) -> Any:
+    """The text that a JSON text holds, where an exporter writes every value as JSON; anything else unchanged."""
+    return as_json(value) if type(value) is str and value[:1] == '"' else value
 
 
 def structure_of(result: str) -> Any:
@@ -111,10 +126,14 @@ def _content_of_mapping(result: Mapping[str, Any]) -> Any:
         return inner
     if isinstance(inner, Mapping) and len(result) == 1 and "content" in inner and "tool_call_id" in inner:  # in LangSmith's
         return inner["content"]
+    if "content" in result and "tool_call_id" in result and result.get("type") == "tool":  # LangChain, in Langfuse's
+        return result["content"]
     if len(result) == 1 and "result" in result:  # Google ADK, MCP: a bare value made an object
         return result["result"]
     if "raw_output" in result and "tool_name" in result:  # LlamaIndex
         return result["raw_output"]
+    if result.keys() == {"result", "is_error"}:  # Traceloop, of MCP
+        return result["result"]
     if isinstance(result.get("content"), list) and ("isError" in result or "is_error" in result):  # MCP
         return result["content"]
     return result
@@ -133,6 +152,8 @@ def error_result(result: Any) -> bool:
     if not isinstance(result, Mapping):
         return False
     if result.get("isError") is True or result.get("is_error") is True:
+        return True
+    if result.get("status") == "error" and "tool_call_id" in result:
         return True
     for key in ("kwargs", "data", "output"):
         inner = result.get(key)

@@ -26,6 +26,7 @@ META_FIELDS = (
 )  # fmt: skip
 """(field, key of `meta`) of the fields that stand in `meta` as they are, in its order."""
 _SPENDING = frozenset(("tokens_in", "tokens_out", "tokens_total", "usage", "cost", "costs", "replies"))
+_AROUND = frozenset(("graph_node", "oi_kind", "span_type", "workflow_nodes"))
 _FAILURES = frozenset(("error_type", "error_message", "task_status", "level"))
 
 
@@ -49,6 +50,10 @@ class Shape:
     """Whether there is a field that can say what the act spent."""
     meta: tuple[tuple[str, str], ...]
     """Those of `META_FIELDS` it may have."""
+    enveloped: bool
+    """Whether its payload is in an envelope."""
+    around: bool
+    """Whether the spans around it are asked what it is (`otel_cmb.assemble_graphs`)."""
 
     def fields(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
         """Our fields, each from the best attribute that is not null."""
@@ -99,6 +104,7 @@ def _make(known: tuple[str, ...]) -> Shape:
         next((kind for key, kind in PRESENT.items() if key in known), None),
         not _FAILURES.isdisjoint(ranked), not _SPENDING.isdisjoint(ranked),
         tuple(pair for pair in META_FIELDS if pair[0] in ranked),
+        "input_envelope" in ranked or "output_envelope" in ranked, not _AROUND.isdisjoint(ranked),
     )  # fmt: skip
 
 

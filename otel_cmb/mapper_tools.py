@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from otel_cmb.mapper_facts import Facts
-from otel_cmb.mapper_results import canonical, exit_code_of
+from otel_cmb.mapper_results import as_mapping, canonical, exit_code_of
 from otel_cmb.messages import as_json, conversation
 from otel_cmb.vocabulary.base import CODE, HANDOFF
 
@@ -46,6 +46,10 @@ def read_tool(facts: Facts, code_tools: Collection[str]) -> None:
     tool, found = facts.tool, facts.found
     if facts.span.events and "tool_result" not in found and "output" not in found:
         _told_by_events(facts)
+    if "rpc" in found:  # Logfire's spans of MCP have the request as it was sent
+        parameters = as_mapping(found["rpc"]).get("params")
+        if isinstance(parameters, Mapping) and "arguments" in parameters:
+            found.setdefault("tool_arguments", parameters["arguments"])
     if "input" not in found and "messages_in" in found:  # LangSmith has one pair of keys for what goes in and comes out
         found.setdefault("tool_arguments", found["messages_in"])
     if "output" not in found and "messages_out" in found:

@@ -115,10 +115,14 @@ def _set_response(message: dict[str, Any], part: Mapping[str, Any]) -> None:
             break
     else:
         value = None
+    origin = part.get("origin")  # Haystack: the call this answers
     for key in ("id", "tool_call_id", "tool_use_id", "call_id", "toolCallId", "toolUseId"):
         if isinstance(part.get(key), str):
             message.setdefault("tool_call_id", part[key])
             break
+    else:
+        if isinstance(origin, Mapping) and isinstance(origin.get("id"), str):
+            message.setdefault("tool_call_id", origin["id"])
     if isinstance(value, list) and all(isinstance(item, Mapping) and "text" in item for item in value):
         value = "\n".join(str(item["text"]) for item in value)
     if "content" in message and message["content"] not in (None, ""):
@@ -148,7 +152,7 @@ def add_part(message: dict[str, Any], part: Any) -> None:
     if handler is not None:
         handler(message, part)
         return
-    for key, handler in _GOOGLE_PARTS.items():
+    for key, handler in _UNTYPED_PARTS.items():
         if part.get(key) is not None:
             inner = part[key]
             handler(message, inner if isinstance(inner, Mapping) else part)
@@ -156,10 +160,11 @@ def add_part(message: dict[str, Any], part: Any) -> None:
     message.setdefault("parts", []).append(dict(part))
 
 
-_GOOGLE_PARTS: dict[str, Callable[[dict[str, Any], Mapping[str, Any]], None]] = {
+_UNTYPED_PARTS: dict[str, Callable[[dict[str, Any], Mapping[str, Any]], None]] = {
     "function_call": _set_call, "functionCall": _set_call, "toolUse": _set_call,
     "function_response": _set_response, "functionResponse": _set_response, "toolResult": _set_response,
     "text": _set_text,
+    "tool_call": _set_call, "tool_call_result": _set_response,  # Haystack
 }  # fmt: skip
 
 

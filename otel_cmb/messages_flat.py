@@ -17,6 +17,10 @@ _FLAT_PART = re.compile(r"contents\.(\d{1,6})\.message_content\.(.+)", re.DOTALL
 _FLAT_CALL = re.compile(r"tool_calls\.(\d{1,6})\.(?:tool_call\.)?(.+)", re.DOTALL)
 
 
+_COMPLETIONS = ("prompt.text", "completion.text")
+"""OpenInference's names for the texts of models that complete a text."""
+
+
 @dataclass(slots=True)
 class _Row:
     fields: dict[str, Any] = field(default_factory=dict)
@@ -24,9 +28,9 @@ class _Row:
     calls: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
-def flattened(attributes: Mapping[str, Any], prefix: str) -> list[dict[str, Any]] | None:
+def flattened(attributes: Mapping[str, Any], prefix: str, role: str = "user") -> list[dict[str, Any]] | None:
     """Messages spread over keys: `llm.input_messages.0.message.role` (OpenInference), `gen_ai.prompt.0.content`
-    (older Traceloop). `prefix` ends with a dot. `None` if there is no such key."""
+    (older Traceloop). `prefix` ends with a dot; `role` is of those that name none. `None` if there is no such key."""
     rows: dict[int, _Row] = {}
     length = len(prefix)
     for key, value in attributes.items():
@@ -45,14 +49,17 @@ def flattened(attributes: Mapping[str, Any], prefix: str) -> list[dict[str, Any]
             row.fields[name] = value
     if not rows:
         return None
-    return [_unflatten(rows[index]) for index in sorted(rows)]
+    return [_unflatten(rows[index], role) for index in sorted(rows)]
 
 
-def _unflatten(row: _Row) -> dict[str, Any]:
+def _unflatten(row: _Row, role: str) -> dict[str, Any]:
     fields = row.fields
-    message: dict[str, Any] = {"role": role_of(fields.get("role"), "user")}
+    message: dict[str, Any] = {"role": role_of(fields.get("role"), role)}
     if isinstance(fields.get("name"), str) and fields["name"]:
         message["name"] = fields["name"]
+    for name in _COMPLETIONS:
+        if name in fields:
+            fields.setdefault("content", fields[name])
     if "content" in fields:
         content = fields["content"]
         parsed = as_json(content) if isinstance(content, str) and content.startswith("[{") else content

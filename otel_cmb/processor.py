@@ -10,6 +10,7 @@ from typing import Any
 from opentelemetry import baggage
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.trace import get_current_span
 
 from otel_cmb import config
 from otel_cmb.accounting import Stats
@@ -89,8 +90,11 @@ class CMBSpanProcessor(SpanProcessor):
                     setattr(stamp, name, str(value))
                     if key not in given:
                         span.set_attribute(key, str(value))
-            parent = values.get(PARENT_EVENT_ID)
-            stamp.parent_event_id = str(parent) if parent else None
+            above = values.get(PARENT_EVENT_ID)
+            if above and not get_current_span(parent_context).is_recording():  # within a process the ancestors are known
+                stamp.parent_event_id = str(above)
+                if PARENT_EVENT_ID not in given:
+                    span.set_attribute(PARENT_EVENT_ID, str(above))
         if given and not _KEYS.isdisjoint(given):
             # Attributes given at the start are remembered: a span with more than 128 of them drops its oldest.
             for key, name in _STAMPED:

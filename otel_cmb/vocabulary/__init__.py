@@ -11,6 +11,7 @@ import re
 from otel_cmb.vocabulary import (
     ag2_0,
     ag2_1,
+    agentops,
     beeai,
     cmb,
     crewai,
@@ -18,9 +19,11 @@ from otel_cmb.vocabulary import (
     genai,
     google_adk,
     haystack,
+    laminar,
     langfuse,
     langgraph,
     langsmith,
+    langwatch,
     llama_index,
     logfire,
     mastra,
@@ -28,6 +31,7 @@ from otel_cmb.vocabulary import (
     mlflow,
     openai_agents,
     openinference,
+    openlit,
     pydantic_ai,
     smolagents,
     spring_ai,
@@ -37,7 +41,7 @@ from otel_cmb.vocabulary import (
 )
 from otel_cmb.vocabulary.base import NEVER, Vocabulary
 
-__all__ = ["DISCRIMINATORS", "FIELD_KEYS", "FIELD_OF", "NAMES", "OVERRIDES", "PRESENT", "VOCABULARIES", "Vocabulary"]
+__all__ = ["ACTING", "DISCRIMINATORS", "FIELD_KEYS", "FIELD_OF", "NAMES", "OVERRIDES", "PRESENT", "VOCABULARIES", "Vocabulary"]
 
 VOCABULARIES: tuple[Vocabulary, ...] = tuple(
     module.VOCABULARY
@@ -67,6 +71,10 @@ VOCABULARIES: tuple[Vocabulary, ...] = tuple(
         mlflow,
         dspy,
         beeai,
+        agentops,
+        openlit,
+        laminar,
+        langwatch,
     )
 )
 
@@ -116,3 +124,11 @@ NAMES: tuple[tuple[re.Pattern[str], str, tuple[str, ...]], ...] = tuple(
     for pattern, kind in vocabulary.names
 )
 """(pattern of the whole span name, kind, scopes it holds under), for spans without a discriminating key."""
+
+ACTING: dict[str, tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]] = {
+    scope: (vocabulary.steps, vocabulary.told)
+    for vocabulary in VOCABULARIES
+    if vocabulary.steps or vocabulary.told
+    for scope in vocabulary.scopes
+}
+"""scope -> (steps, told): who acts in a container, where no key says so."""

@@ -68,3 +68,8 @@ class Vocabulary:
     """Regular expression of a whole span name -> kind that outranks the discriminators."""
     scopes: tuple[str, ...] = ()
     """If given, `names` and `overrides` hold only under these instrumentation scopes (prefixes)."""
+    steps: tuple[tuple[str, str], ...] = ()
+    """Under exactly these scopes: end of a container's span name -> the graph node it is."""
+    told: tuple[tuple[str, str], ...] = ()
+    """Under exactly these scopes: what stands before and after the name of the agent in the text of what went into or
+    came out of a container; the last such place counts."""

@@ -71,7 +71,7 @@ VOCABULARY = Vocabulary(
         "request_model": ("gen_ai.request.model",),
         "provider": ("gen_ai.provider.name", "gen_ai.system"),
         "temperature": ("gen_ai.request.temperature",),
-        "finish_reason": ("gen_ai.response.finish_reasons", "gen_ai.response.finish_reason"),
+        "finish_reason": ("gen_ai.response.finish_reasons", "gen_ai.response.finish_reason", "anthropic.message.stop_reason"),
         "conversation_id": ("gen_ai.conversation.id",),
         "data_source_id": ("gen_ai.data_source.id",),
         "tokens_in": ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens"),

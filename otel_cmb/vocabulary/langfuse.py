@@ -25,6 +25,9 @@ VOCABULARY = Vocabulary(
         ),
     ),
     fields={
+        "agent_name": ("langfuse.observation.metadata.lc_agent_name",),
+        "made_by": ("langfuse.observation.metadata.ls_integration",),
+        "graph_node": ("langfuse.observation.metadata.langgraph_node",),
         "input": ("langfuse.observation.input",),
         "output": ("langfuse.observation.output",),
         "model": ("langfuse.observation.model.name",),

@@ -5,6 +5,12 @@ from otel_cmb.vocabulary.base import HANDOFF, Vocabulary
 VERSION = "1.2.22"
 SOURCE = "langgraph 1.2.22 under opentelemetry-instrumentation-langchain 0.62.4 (captures lg_traceloop)"
 
+AGENT_STEPS = frozenset(("agent", "tools", "pre_model_hook", "post_model_hook", "generate_structured_response"))
+"""The nodes of the graph that `create_react_agent` makes: `agent` is where its model is called."""
+
+NO_NAME = "LangGraph"
+"""What a graph is called that was given no name."""
+
 VOCABULARY = Vocabulary(
     name="langgraph",
     version=VERSION,

@@ -19,6 +19,7 @@ VOCABULARY = Vocabulary(
         "input": ("input",),
         "output": ("output",),
         "messages_in": ("raw_input", "request_data"),
+        "rpc": ("request",),
         "messages_out": ("response", "response_data"),
     },
     names=(
@@ -29,6 +30,7 @@ VOCABULARY = Vocabulary(
         (r"Task: .*", CONTAINER),
         (r"Turn .* for agent .*", CONTAINER),
         (r"Guardrail .*", CONTAINER),
+        (r"MCP request: tools/call (?P<tool>.+)", TOOL),
     ),
-    scopes=("logfire.openai_agents",),
+    scopes=("logfire.openai_agents", "logfire.mcp"),
 )

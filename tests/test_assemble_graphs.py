@@ -1,0 +1,263 @@
+"""What spans around a span make of it: graphs that are agents, and what hangs beside the span it belongs inside of."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from mapping_support import agent, chat, events, exception, one, span, tool
+
+from otel_cmb.event import STATUS_ERROR, Event
+
+OI = "openinference.span.kind"
+LLAMA = "openinference.instrumentation.llama_index"
+NODES = {"gen_ai.workflow.nodes": "['model', 'tools']"}
+
+
+def told(found: list[Event]) -> list[tuple[Any, ...]]:
+    return [(event.event_type, event.agent_name) for event in found if event.event_type != "info"]
+
+
+def node(number: int, parent: int | None, name: str, step: str | None = None, kind: str = "CHAIN", **more: Any) -> Any:
+    metadata = {} if step is None else {"metadata": json.dumps({"langgraph_node": step, "langgraph_step": number})}
+    return span(number, parent, {OI: kind, "input.value": "x"} | metadata | more, name=name)
+
+
+def prebuilt(name: str) -> list[Any]:
+    """A graph as `create_react_agent` makes it, inside a node of its name."""
+    return [
+        node(1, None, "LangGraph"), node(2, 1, name, name), node(3, 2, name, name), node(4, 3, "agent", "agent", "AGENT"),
+        node(5, 4, "ChatModel", "agent", "LLM"), node(6, 3, "tools", "tools"),
+        node(7, 6, "add", "tools", "TOOL", **{"tool.name": "add"}),
+    ]  # fmt: skip
+
+
+def test_a_prebuilt_graph_is_the_agent_it_is_named_after() -> None:
+    """And its node `agent`, which an instrumentation takes for one, is a step of it."""
+    found = events(*prebuilt("planner"))
+    assert told(found) == [("agent_call", "planner"), ("llm_call", "planner"), ("tool_call", "planner")]
+    assert found[1].agent_name == found[3].agent_name == "planner"
+
+
+def test_a_graph_without_a_name_stays_one() -> None:
+    spans = prebuilt("planner")[2:]
+    spans[0].name, spans[0].parent_span_id = "LangGraph", None
+    assert told(events(*spans))[0] == ("agent_call", "agent")
+
+
+def test_a_graph_of_ones_own_stays_one() -> None:
+    """It has a node `agent` and others that no prebuilt graph has."""
+    found = told(events(*prebuilt("planner"), node(8, 3, "review", "review")))
+    assert found[:2] == [("agent_call", "agent"), ("llm_call", "agent")]
+
+
+def test_an_agent_inside_a_prebuilt_graph_is_another() -> None:
+    inner = agent(8, "writer", 7)
+    found = told(events(*prebuilt("planner"), inner, chat(9, 8), tool(10, "note", 8)))
+    assert found[3:] == [("agent_call", "writer"), ("llm_call", "writer"), ("tool_call", "writer")]
+
+
+def task(number: int, parent: int, name: str, **options: Any) -> Any:
+    attributes = {
+        "gen_ai.operation.name": "execute_task", "gen_ai.task.name": name, "traceloop.span.kind": "task",
+        "traceloop.entity.name": name,
+    }  # fmt: skip
+    return span(number, parent, attributes, name=f"execute_task {name}", **options)
+
+
+def test_what_an_agent_does_is_inside_of_it_where_its_span_is_a_leaf() -> None:
+    """Traceloop under LangGraph: the agent's span and the task that it is are side by side."""
+    leaf = agent(2, "writer", 1, end=900, more=NODES)
+    found = events(agent(1, "team"), leaf, task(3, 1, "writer", end=800), chat(4, 3, end=700))
+    assert [(event.event_type, event.depth) for event in found] == [
+        ("agent_call", 0), ("agent_call", 1), ("info", 2), ("llm_call", 3),
+    ]  # fmt: skip
+
+
+def test_a_task_that_an_agent_does_not_enclose_stays_beside_it() -> None:
+    leaf = agent(2, "writer", 1, end=3, more=NODES)
+    found = events(agent(1, "team"), leaf, task(3, 1, "writer", end=800), task(4, 1, "b"))
+    assert [event.depth for event in found] == [0, 1, 1, 1]
+
+
+def step(number: int, name: str, acts: str | None, parent: int = 1) -> Any:
+    text = "x" if acts is None else f"AgentSetup(input=[], current_agent_name='{acts}')"
+    return span(number, parent, {OI: "CHAIN", "input.value": json.dumps({"ev": text})}, name=name, scope=LLAMA)
+
+
+def llama(root: str, prefix: str) -> list[Any]:
+    more = {"scope": LLAMA}
+    return [
+        span(1, None, {OI: "CHAIN", "input.value": "{}"}, name=f"{root}.run", **more),
+        step(2, f"{prefix}.run_agent_step", "planner"),
+        span(3, 2, {OI: "LLM", "llm.input_messages.0.message.content": "go"}, name="M.achat", **more),
+        step(4, f"{prefix}.call_tool", None),
+        span(5, 4, {OI: "TOOL", "tool.name": "add"}, name="FunctionTool.acall", **more),
+        step(6, f"{prefix}.setup_agent", "writer" if root == "AgentWorkflow" else "planner"),
+    ]
+
+
+def test_an_agent_of_llama_index_that_runs_alone() -> None:
+    found = events(*llama("FunctionAgent", "BaseWorkflowAgent"))
+    assert told(found) == [("agent_call", "planner"), ("llm_call", "planner"), ("tool_call", "planner")]
+    assert found[0].inputs == {"message": "go"}
+
+
+def test_a_workflow_of_agents_of_llama_index() -> None:
+    """Its steps are no calls of an agent, but whose they are is known; so is who called the tool."""
+    found = events(*llama("AgentWorkflow", "AgentWorkflow"))
+    assert told(found) == [("llm_call", "planner"), ("tool_call", "planner")]
+    assert found[-1].agent_name == "writer"
+
+
+def stream(number: int, start: int, question: str) -> list[Any]:
+    attributes = {
+        "gen_ai.operation.name": "chat", "gen_ai.request.model": "m", "gen_ai.input.messages": question,
+        "logfire.span_type": "span",
+    }  # fmt: skip
+    answer = {"logfire.span_type": "log", "gen_ai.usage.input_tokens": number, "gen_ai.usage.output_tokens": 1}
+    answer["gen_ai.output.messages"] = '[{"role": "assistant", "content": "yo"}]'
+    return [
+        span(number, 1, attributes, name="Chat Completion", scope="logfire.openai", start=start, end=start + 5),
+        span(number + 1, 1, attributes | answer, name="streamed", scope="logfire.openai", start=start + 40, end=start + 40),
+    ]
+
+
+def test_a_streamed_call_and_its_log_are_one() -> None:
+    """Two at once: each log goes on with the call of its question."""
+    asked = [f'[{{"role": "user", "content": "{text}"}}]' for text in ("a", "b")]
+    found = events(agent(1, "p"), *stream(2, 10, asked[0]), *stream(4, 12, asked[1]))
+    assert [(event.event_type, event.meta.get("tokens"), len(event.spans)) for event in found[1:]] == [
+        ("llm_call", 3, 2), ("llm_call", 5, 2),
+    ]  # fmt: skip
+    assert [event.inputs["messages"][0]["content"] for event in found[1:] if event.inputs] == ["a", "b"]
+
+
+# Calls side by side that are one
+
+
+def call(number: int, scope: str, model: str = "m", **options: Any) -> Any:
+    return chat(number, 1, options.pop("tokens", None), scope=scope, more={"gen_ai.request.model": model}, **options)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "count"),
+    [
+        ({}, {}, 1),
+        ({"tokens": (3, 1)}, {}, 1),
+        ({"tokens": (3, 2)}, {"tokens": (3, 1)}, 1),
+        ({"tokens": (3, 1)}, {"tokens": (4, 1)}, 2),
+        ({"model": "other"}, {}, 2),
+        ({"status": STATUS_ERROR, "message": "no"}, {"status": STATUS_ERROR}, 1),
+        ({"status": STATUS_ERROR, "message": "no"}, {}, 2),
+        ({}, {"scope": "a"}, 2),
+        ({}, {"start": 500_000_000, "end": 600_000_000}, 2),
+    ],
+)
+def test_a_model_call_that_two_instrumentations_tell_of(
+    first: dict[str, Any], second: dict[str, Any], count: int
+) -> None:
+    """One that failed or was streamed often says no tokens, or counts them otherwise."""
+    found = events(agent(1, "p"), call(2, **({"scope": "a"} | first)), call(3, **({"scope": "b"} | second)))
+    assert len(found) == 1 + count
+
+
+@pytest.mark.parametrize(("kinds", "count"), [((3, 2), 1), ((1, 1), 2), ((3, 3), 2)])
+def test_both_ends_of_a_tool_call_side_by_side(kinds: tuple[int, int], count: int) -> None:
+    """FastMCP's client and server in one process; two calls of one tool at once are two."""
+    calls = [
+        span(number, 1, {"mcp.method.name": "tools/call", "gen_ai.tool.name": "f"}, name="tools/call f", scope="fastmcp")
+        for number in (2, 3)
+    ]
+    for made, kind in zip(calls, kinds, strict=True):
+        made.kind = kind
+    assert len(events(agent(1, "p", scope="app"), *calls)) == 1 + count
+
+
+# Payloads in forms of their own
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ({"input": 8, "output": 4, "total": 15, "input_cache_read": 2, "output_reasoning": 1}, (10, 5, 15)),
+        ({"input": 10, "output": 5, "total": 15, "input_cached_tokens": 2}, (10, 5, 15)),
+        ({"input": 8, "output": 4, "total": 99, "input_cache_read": 2}, (8, 4, 12)),
+    ],
+)
+def test_usage_with_details_beside_it(usage: dict[str, int], expected: tuple[int, int, int]) -> None:
+    attributes = {"langfuse.observation.type": "generation", "langfuse.observation.usage_details": json.dumps(usage)}
+    meta = one(span(1, None, attributes)).meta
+    assert (meta["prompt_tokens"], meta["completion_tokens"], meta["tokens"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"args": ["plan it"], "kwargs": {}}, "plan it"),
+        ({"args": [], "kwargs": {"task": "plan it"}}, "plan it"),
+        ({"args": ["a", "b"], "kwargs": {}}, {"args": ["a", "b"], "kwargs": {}}),
+        ({"args": [], "kwargs": {}}, None),
+        ({"input_args": {"question": "plan it"}}, "plan it"),
+    ],
+)
+def test_what_a_decorated_function_was_asked(arguments: dict[str, Any], message: Any) -> None:
+    event = one(span(1, None, {"traceloop.span.kind": "agent", "traceloop.entity.input": json.dumps(arguments)}))
+    assert event.inputs == (None if message is None else {"message": message})
+
+
+def test_a_message_of_langchain_as_a_tools_result() -> None:
+    attributes = {"langfuse.observation.type": "tool", "langfuse.observation.input": "{}"}
+    result = {"content": "no q", "type": "tool", "tool_call_id": "c", "status": "error"}
+    event = one(span(1, None, attributes | {"langfuse.observation.output": json.dumps(result)}, name="f"))
+    assert (event.status, event.error_message, event.outputs) == ("failed", "no q", {"result": "no q"})
+    result = {"status": "error", "content": "as the tool says"}
+    event = one(span(1, None, attributes | {"langfuse.observation.output": json.dumps(result)}, name="f"))
+    assert (event.status, event.outputs) == ("completed", {"result": result})
+
+
+def test_mcp_as_traceloop_and_logfire_write_it() -> None:
+    first = {
+        "traceloop.span.kind": "tool", "traceloop.entity.input": '{"tool_name": "f", "arguments": {"a": 1}}',
+        "traceloop.entity.output": '{"result": "no a", "is_error": true}',
+    }  # fmt: skip
+    second = {
+        "request": '{"method": "tools/call", "params": {"name": "f", "arguments": {"a": 1}}}',
+        "response": '{"content": [{"type": "text", "text": "no a"}], "isError": true}',
+    }
+    for event in (
+        one(span(1, None, first, name="f.tool")),
+        one(span(1, None, second, name="MCP request: tools/call f", scope="logfire.mcp")),
+    ):
+        assert (event.inputs, event.outputs) == ({"tool_name": "f", "arguments": {"a": 1}}, {"result": "no a"})
+        assert (event.status, event.error_message) == ("failed", "no a")
+
+
+def test_haystacks_tool_calls_and_their_results() -> None:
+    asked = {"tool_name": "add", "arguments": {"a": 1}, "id": "c"}
+    messages = [
+        {"role": "assistant", "content": [{"tool_call": asked}]},
+        {"role": "tool", "content": [{"tool_call_result": {"result": "3", "origin": asked, "error": False}}]},
+    ]
+    event = one(span(1, None, {"haystack.agent.step.llm.input": json.dumps({"messages": messages})}, name="haystack.agent.step.llm"))
+    assert event.inputs == {
+        "messages": [
+            {"role": "assistant", "tool_calls": [{"id": "c", "name": "add", "arguments": {"a": 1}}], "content": None},
+            {"role": "tool", "tool_call_id": "c", "content": "3"},
+        ]
+    }
+
+
+def test_texts_of_models_that_complete() -> None:
+    attributes = {OI: "LLM", "llm.prompts.0.prompt.text": "once", "llm.choices.0.completion.text": "upon"}
+    event = one(span(1, None, attributes))
+    assert event.inputs == {"messages": [{"role": "user", "content": "once"}]}
+    assert event.outputs == {"messages": [{"role": "assistant", "content": "upon"}]}
+
+
+def test_what_langgraph_raises_to_hand_over_is_no_failure_as_a_text_either() -> None:
+    attributes = {"langsmith.span.kind": "chain", "gen_ai.completion": "{}"}
+    raised = exception("Exception", "ParentCommand(Command(goto='b'))")
+    event = one(span(1, None, attributes, status=STATUS_ERROR, events=[raised]))
+    assert (event.status, event.outputs) == ("completed", None)
