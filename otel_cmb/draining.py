@@ -77,6 +77,8 @@ class Drainer:
         """Nobody will name a run any more: spans that wait for their trace's root are settled."""
         self.automatic_open = False
         """The automatic run has a row, which this process is to end."""
+        self.asked_at: float | None = None
+        """Since when (monotonic seconds) the database is at work on a transaction."""
         self._stepping = False
         self._retry_asked: int | None = None
 
@@ -265,6 +267,7 @@ class Drainer:
                     yield len(seqs), []
                 continue
             try:
+                self.asked_at = clock.monotonic()
                 self.the_store().write(part)
             except Exception as error:  # noqa: BLE001 - one table says what any of them means
                 verdict = classify(error)
@@ -283,6 +286,8 @@ class Drainer:
                     self._failed(verdict.fault, verdict.reason, error)
                     yield 0, None
                     return
+            finally:
+                self.asked_at = None
             if self._trouble.recovered():
                 self._ledger.stats.last_error = ""
             yield upto, part

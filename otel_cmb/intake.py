@@ -32,6 +32,9 @@ __all__ = ["Intake", "parked_in"]
 FRESH, FRESH_OF_SERVER = 128, 2048
 """Most spans kept in memory besides their record, so that a writer that keeps up need not decode them."""
 
+FRESH_BYTES = 16_384
+"""Spans whose records are longer than this, on average, are decoded when they are written: too many wait at times."""
+
 SAID = ("task", "goal", "error", "meta")
 """What of a command people and programs say; the rest is names and times."""
 
@@ -179,7 +182,8 @@ class Intake:
             self._appending_in = threading.get_ident()
             try:
                 last = self._keep(bodies)
-                self._remember(last, spans)
+                if spans and sum(map(len, bodies)) <= FRESH_BYTES * len(spans):
+                    self._remember(last, spans)
                 return last
             finally:
                 self._append_deferred()

@@ -44,3 +44,5 @@ class Item:
     outcome: Outcome | None = None
     facts: Facts | None = None
     """What the span says, read before the transaction; `None`: to be read."""
+    size: int = 0
+    """About how many bytes what it brings takes in memory: those of its record."""

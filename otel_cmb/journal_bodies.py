@@ -33,11 +33,11 @@ def item_of(seq: int, body: bytes, *, settle: bool) -> Item:
     """What a body says. Raises one of `UNREADABLE`."""
     kind = body[:1]
     if kind in (END, START):
-        return Item(seq, journal_spans.decode(body, 1), None, None, settle)
+        return Item(seq, journal_spans.decode(body, 1), None, None, settle, size=len(body))
     if kind == COMMAND:
         return Item(seq, command=orjson.loads(body[1:]))
     if kind == CONTENT:
-        return Item(seq, content=journal_spans.decode(body, 1))
+        return Item(seq, content=journal_spans.decode(body, 1), size=len(body))
     raise ValueError(f"unknown kind {kind!r}")
 
 
@@ -65,7 +65,7 @@ def decode(
     for record in records:
         span = fresh.get(record.seq)
         if span is not None:
-            item = Item(record.seq, span, None, None, settle)
+            item = Item(record.seq, span, None, None, settle, None, None, len(record.body))
         else:
             try:
                 item = item_of(record.seq, record.body, settle=settle)

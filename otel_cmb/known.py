@@ -21,6 +21,7 @@ from otel_cmb.bulk import ManyRows
 from otel_cmb.config import Settings
 from otel_cmb.dialects import in_list, insert_sql, list_param, mark, qualified, timestamp
 from otel_cmb.event import Event, Span, event_id, trace_id_range
+from otel_cmb.few import Few, weight
 from otel_cmb.history import whole
 from otel_cmb.search_index import Found, IndexWriter
 from otel_cmb.traces import Trace, further_spans
@@ -50,7 +51,7 @@ class Known:
         self._settings = settings
         self._mark = mark(binding.dialect)
         self._events = binding.tables["execution_events"].qualified
-        self._bodies: dict[str, dict[str, Any]] = {}
+        self._bodies: Few[str, dict[str, Any]] = Few(4096)
         self.beside = None if binding.owned else Beside(directory)
         self._search = IndexWriter(binding.dialect, binding.schema) if binding.owned else None
         self._sign = ManyRows.insert(
@@ -134,6 +135,7 @@ class Known:
             spans = rebuild.unpack(values, resolve)
             if spans:
                 trace.know(values["id"], self._facts(spans[0], values["id"]))
+                trace.size += sum([weight(span.attributes, *[event.attributes for event in span.events]) for span in spans])
                 merged += [(trace, span) for span in spans[1:]]
             else:
                 trace.unread.add(values["id"])
@@ -148,6 +150,7 @@ class Known:
             facts = mapper.from_skeleton(orjson.loads(body))
             trace.know(facts.id, facts)
             trace.skeletons.add(facts.id)
+            trace.size += len(body)
         for trace, span in merged:
             id_ = event_id(span.trace_id, span.span_id)
             if id_ in trace.facts:
@@ -172,16 +175,15 @@ class Known:
 
     def _resolver(self, connection: Connection) -> Any:
         def resolve(digest: str) -> dict[str, Any]:
-            if digest not in self._bodies:
+            found = self._bodies.get(digest)
+            if found is None:
                 row = connection.exec_driver_sql(
                     f"SELECT body FROM {self._own('otel_cmb_resources')} WHERE id = {self._mark}",
                     (digest,)).fetchone()
                 if row is None:
                     raise KeyError(digest)
-                if len(self._bodies) > 4096:
-                    self._bodies.clear()
-                self._bodies[digest] = orjson.loads(row[0])
-            return self._bodies[digest]
+                found = self._bodies.keep(digest, orjson.loads(row[0]), 2 * len(row[0]))
+            return found
 
         return resolve if self._binding.owned else None
 

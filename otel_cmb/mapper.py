@@ -105,11 +105,17 @@ def _classify(facts: Facts, shape: Shape) -> None:
     if shape.present is not None:
         facts.kind = shape.present
     elif facts.kind != PLAIN:
-        facts.kind = _overridden(span.scope.name, span.name) or facts.kind
+        overridden = _overridden if len(span.name) + len(span.scope.name) <= LONG else _overridden.__wrapped__
+        facts.kind = overridden(span.scope.name, span.name) or facts.kind
     else:
-        facts.kind, name, text = _by_name(span.scope.name, span.name)
+        by_name = _by_name if len(span.name) + len(span.scope.name) <= LONG else _by_name.__wrapped__
+        facts.kind, name, text = by_name(span.scope.name, span.name)
         if name is not None:
             facts.found.setdefault(name, text)
+
+
+LONG = 512
+"""Names of more characters are not remembered: a sender may make thousands of them as long as a value."""
 
 
 @lru_cache(maxsize=4096)

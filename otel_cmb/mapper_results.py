@@ -41,9 +41,17 @@ def structure_of(result: str) -> Any:
     return python_literal(result) if parsed is result else parsed
 
 
-@lru_cache(maxsize=4096)
+LONG = 512
+"""Names of more characters are not remembered: a sender may make thousands of them as long as a value."""
+
+
 def canonical(name: str) -> str:
     """A tool's name without case, separators and the word "tool": `PythonREPL_Tool` is `python_repl`."""
+    return _canonical(name) if len(name) <= LONG else _canonical.__wrapped__(name)
+
+
+@lru_cache(maxsize=4096)
+def _canonical(name: str) -> str:
     text = "".join(letter for letter in name.lower() if letter.isalnum())
     return text.removesuffix("tool") or text
 

@@ -48,10 +48,14 @@ if TYPE_CHECKING:
     from otel_cmb.binding import Binding
 
 __all__ = [
-    "RETRY_SIGNAL_FILE", "Pipeline", "current_pipeline", "forget_pipelines", "get_pipeline", "state_directory", "use_pipeline",
+    "NO_ANSWER", "RETRY_SIGNAL_FILE", "Pipeline", "current_pipeline", "forget_pipelines", "get_pipeline", "state_directory",
+    "use_pipeline",
 ]
 
 _log = logging.getLogger("otel_cmb")
+
+NO_ANSWER = 10.0
+"""Seconds after which a database that neither answers nor fails counts as one that cannot be written."""
 
 
 class Pipeline:
@@ -204,7 +208,14 @@ class Pipeline:
         stats.journal_bytes = journal.size if journal is not None else 0
         stats.live = len(self._running)
         stats.redacted = self._intake.redacted
+        if not stats.last_error and (waited := self.unanswered()) > NO_ANSWER:
+            stats.last_error = f"the database has not answered for {waited:.0f} s"
         return stats
+
+    def unanswered(self) -> float:
+        """Seconds for which the database has been at work on the transaction it was given last; 0: it is not asked."""
+        since = self._drainer.asked_at
+        return 0.0 if since is None else clock.monotonic() - since
 
     def any_parked(self, spans: Iterable[tuple[str, str]]) -> bool:
         """Whether one of these spans (trace id, span id) is parked."""

@@ -173,6 +173,7 @@ class Preparing:
         admitted = self._admit(trace, items, places)
         for item in items:
             if item.content is not None:  # after the spans: the one it belongs to may be in this very batch
+                trace.size += item.size
                 item.outcome = self._join(connection, trace, item.content)
         after = trace.assembled(self._settings.record) if trace.dirty else before
         _tell(admitted, after)
@@ -197,6 +198,7 @@ class Preparing:
                 known = trace.facts[id_].span
                 item.outcome = Outcome(MERGED, ENDED if known.end_ns is not None else "")
             else:
+                trace.size += item.size
                 admitted.append((item, item.span, id_))
         return admitted
 

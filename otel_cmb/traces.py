@@ -43,6 +43,8 @@ class Trace:
     touched: set[str] = field(default_factory=set)
     """Ids known or completed since the last save."""
     dirty: bool = False
+    size: int = 0
+    """About how many bytes it holds: those of its spans' records."""
 
     def know(self, id: str, facts: Facts) -> None:  # noqa: A002
         self.facts[id] = facts
@@ -140,12 +142,15 @@ class Change:
 
 
 class TraceCache:
-    """The traces that may grow, bounded by their number of spans, and those of the last batch, whole or not."""
+    """The traces that may grow, bounded by their number of spans and their bytes, and those of the last batch, whole or
+    not."""
 
-    def __init__(self, max_spans: int = 3000):
+    def __init__(self, max_spans: int = 3000, max_bytes: int = 64 * 1024 * 1024):
         self._traces: OrderedDict[str, Trace] = OrderedDict()
         self._max_spans = max_spans
+        self._max_bytes = max_bytes
         self._spans = 0
+        self._bytes = 0
         self._last: list[str] = []
         self._before: list[str] = []
 
@@ -157,16 +162,18 @@ class TraceCache:
         self.drop(trace.trace_id)
         self._traces[trace.trace_id] = trace
         self._spans += len(trace.facts)
+        self._bytes += trace.size
         self._last.append(trace.trace_id)
 
     def drop(self, trace_id: str) -> None:
         trace = self._traces.pop(trace_id, None)
         if trace is not None:
             self._spans -= len(trace.facts)
+            self._bytes -= trace.size
 
     def clear(self) -> None:
         self._traces.clear()
-        self._spans = 0
+        self._spans = self._bytes = 0
         self._last = []
 
     def shrink(self) -> None:
@@ -177,5 +184,5 @@ class TraceCache:
             if trace_id not in here and trace_id in self._traces and self._traces[trace_id].is_whole():
                 self.drop(trace_id)
         self._before, self._last = self._last, []
-        while self._spans > self._max_spans and len(self._traces) > 1:
+        while (self._spans > self._max_spans or self._bytes > self._max_bytes) and len(self._traces) > 1:
             self.drop(next(iter(self._traces)))

@@ -85,6 +85,9 @@ class FakePipeline:
     def sync(self) -> None:
         self.synced += 1
 
+    def unanswered(self) -> float:
+        return 0.0
+
     def stats(self) -> dict[str, Any]:
         return {"received": len(self.spans), "committed": len(self.spans), "parked": {}}
 

@@ -457,7 +457,7 @@ def test_a_message_that_does_not_come_ends_and_holds_nothing() -> None:
 
 
 def test_connections_that_send_no_request_or_half_a_head_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("otel_cmb.receiver.http_door.HEADER_SECONDS", 1)
+    monkeypatch.setattr("otel_cmb.receiver.connections.HEADER_SECONDS", 1)
     with running() as server:
         host, port = server.http.removeprefix("http://").split(":")
         silent, half, after = (socket.create_connection((host, int(port))) for _ in range(3))

@@ -10,11 +10,13 @@ from typing import Any
 
 import grpc
 import pytest
+import requests
 import sqlalchemy
 from fault_support import wait_for
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
 from receiver_support import Running, make_request, make_span, running
 from support import postgres
+from test_receiver_process import Server
 
 from otel_cmb import config
 from otel_cmb.event import event_id
@@ -115,6 +117,61 @@ def test_a_postgresql_that_stops_and_starts_again_under_load(
             time.sleep(0.5)
             load.stop()
             check(load, pipeline, url)
+
+
+def test_a_postgresql_that_hangs_keeps_no_request_waiting(
+    private_postgresql: postgres.Server, pipelines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otel_cmb.pipeline.NO_ANSWER", 1.0)
+    url = postgres.text(private_postgresql.url)
+    pipeline = pipelines(url)
+    with running(pipeline, answer_timeout=1) as server:
+        load = Load(server)
+        wait_for(lambda: len(load.acknowledged) > 50)
+        with private_postgresql.hanging():
+            wait_for(lambda: pipeline.unanswered() > 1.5)
+            before, began = len(load.acknowledged), time.monotonic()
+            wait_for(lambda: len(load.acknowledged) > before + 200)  # each alone would wait a second: 5 spans, 3 senders
+            assert time.monotonic() - began < 8
+            assert "has not answered for" in pipeline.stats().last_error
+            assert "otel_cmb_database_up 0" in requests.get(server.http + "/metrics", timeout=10).text
+            # spans are taken and safe: nobody is to send them elsewhere
+            assert requests.get(server.http + "/readyz", timeout=10).status_code == 200
+        wait_for(lambda: not pipeline.stats().last_error)
+        load.stop()
+        check(load, pipeline, url)
+        assert "otel_cmb_database_up 1" in requests.get(server.http + "/metrics", timeout=10).text
+
+
+def test_a_server_whose_postgresql_hangs_ends_and_the_next_goes_on(
+    private_postgresql: postgres.Server, tmp_path: Path
+) -> None:
+    url = postgres.text(private_postgresql.url)
+    flags = ("--database-url", url, "--on-missing-run", "create", "--answer-timeout", "1", "--drain-timeout", "1")
+    servers = [Server(tmp_path, *flags, env={"OTEL_EXPORTER_CMB_SHUTDOWN_TIMEOUT": "1", "OTEL_EXPORTER_CMB_QUIET_TIME": "2"})]
+    try:
+        address, page = servers[0].ready()
+        with grpc.insecure_channel(address) as channel:
+            stub = TraceServiceStub(channel)
+            stub.Export(make_request(make_span(1)), timeout=30)
+            with private_postgresql.hanging():
+                for n in range(2, 5):
+                    stub.Export(make_request(make_span(n, trace_id=f"{n:032x}")), timeout=30)
+                with pytest.raises(requests.Timeout):  # a thread of the page waits, as does the one that looks for quiet runs
+                    requests.get(page + "/api/runs", timeout=2)
+                began = time.monotonic()
+                assert servers[0].stop(timeout=100) == 0
+                assert time.monotonic() - began < 20
+        servers.append(Server(tmp_path, *flags))
+        servers[1].ready()
+        wait_for(lambda: len(stored(url)) == 4)
+        assert servers[1].stop() == 0
+    finally:
+        for server in servers:
+            server.process.kill()
+            server.process.wait()
+            assert server.process.stderr is not None
+            server.process.stderr.close()
 
 
 def test_connections_that_are_cut_under_load(cuttable_postgresql: Any, pipelines: Any) -> None:

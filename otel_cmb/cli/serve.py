@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import gc
+import logging
+import os
+import sys
+import threading
+import time
 from typing import Any
 
 import click
@@ -10,6 +15,7 @@ import click
 from otel_cmb.cli.options import database_options
 
 JAEGER_STORAGE = "127.0.0.1:17271"
+END_SECONDS = 1.0
 
 
 @click.command()
@@ -30,7 +36,8 @@ JAEGER_STORAGE = "127.0.0.1:17271"
 @click.option("--max-spans", type=int, help="Most spans in one request.  [default: 100000]")
 @click.option("--max-concurrent", type=int, help="Requests worked on at once.  [default: 64]")
 @click.option("--max-waiting-mib", type=int, help="Bytes of requests that wait for their commit.  [default: 256]")
-@click.option("--max-connections", type=int, help="Open HTTP connections.  [default: 1000]")
+@click.option("--max-memory-mib", type=int, help="Memory above which slow requests make room.  [default: 1024]")
+@click.option("--max-connections", type=int, help="Open connections of each door.  [default: 1000]")
 @click.option("--answer-timeout", type=float, help="Seconds a request waits for its commit.  [default: 5]")
 @click.option("--read-timeout", type=float, help="Seconds a client may take to send a request.  [default: 30]")
 @click.option("--drain-timeout", type=float, help="Seconds requests may take after SIGTERM.  [default: 10]")
@@ -64,3 +71,16 @@ def serve(
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     run(settings, pipeline_settings)
+    _end()
+
+
+def _end() -> None:
+    """Threads that wait for a database which hangs keep the process no longer than this: everything is given back, what is
+    not stored is in the journal."""
+    deadline = time.monotonic() + END_SECONDS
+    while any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
+        if time.monotonic() > deadline:
+            logging.shutdown()
+            sys.stderr.flush()
+            os._exit(0)
+        time.sleep(0.01)

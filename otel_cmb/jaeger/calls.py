@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from threading import Lock
 from typing import Any
@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from otel_cmb.errors import CMBError
 
-__all__ = ["Allow", "BadQueryError", "Calls", "Refusal"]
+__all__ = ["Allow", "BadQueryError", "Calls", "Receive", "Refusal", "received"]
 
 _LOG = logging.getLogger("otel_cmb.jaeger")
 
@@ -34,8 +34,15 @@ SECONDS = 30.0
 Refusal = tuple[grpc.StatusCode, str]
 Allow = Callable[[Any], Refusal | None]
 """Given the call's context: `None`, or how the call ends at once."""
+Receive = Callable[[Any], Awaitable[Any]]
+"""Given the call's context: its question."""
 Answer = Callable[[bytes], Iterator[bytes]]
 """The messages that answer a question. Runs in a thread, not always the same one."""
+
+
+async def received(context: Any) -> Any:
+    """The question as it comes, however long it takes."""
+    return await context.read()
 
 
 class BadQueryError(ValueError):
@@ -64,7 +71,10 @@ class _Pieces:
 class Calls:
     """The handlers of a server. `unpack` is given each question first; one that it refuses with `ValueError` is bad."""
 
-    def __init__(self, threads: Executor, allow: Allow | None, unpack: Callable[[bytes], bytes]) -> None:
+    def __init__(
+        self, threads: Executor, allow: Allow | None, unpack: Callable[[bytes], bytes], receive: Receive,
+    ) -> None:
+        self._receive = receive
         self._threads = threads
         self._allow = allow
         self._unpack = unpack
@@ -111,7 +121,7 @@ class Calls:
     async def _question(self, context: Any) -> bytes | None:
         """`None`: the client is gone, or gRPC has already answered (message too large)."""
         try:
-            body = await asyncio.wait_for(context.read(), SECONDS)
+            body = await asyncio.wait_for(self._receive(context), SECONDS)
         except asyncio.TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no question came within {SECONDS:g} s")
         if not isinstance(body, bytes):

@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from otel_cmb.jaeger.calls import Allow, BadQueryError, Calls
+from otel_cmb.jaeger.calls import Allow, BadQueryError, Calls, Receive, received
 from otel_cmb.jaeger.encode import traces_data
 from otel_cmb.jaeger.match import TraceQuery
 from otel_cmb.jaeger.proto import capabilities_pb2 as capabilities
@@ -41,11 +41,12 @@ _SUMMARIES = 50
 
 def add_servicers(
     server: Any, query: JaegerQuery, threads: Executor, allow: Allow | None = None,
-    unpack: Callable[[bytes], bytes] = bytes,
+    unpack: Callable[[bytes], bytes] = bytes, receive: Receive = received,
 ) -> None:
     """Serve the three services on a `grpc.aio` server, working in `threads`. `allow` is asked before each call, and
-    says how one ends that it does not allow. `unpack` decompresses questions, where gRPC was told not to."""
-    handlers, calls = _Handlers(query), Calls(threads, allow, unpack)
+    says how one ends that it does not allow. `unpack` decompresses questions, where gRPC was told not to. `receive`
+    gives a call's question, or ends the call."""
+    handlers, calls = _Handlers(query), Calls(threads, allow, unpack, receive)
     for service, methods in _METHODS.items():
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {
             name: calls.handler(_answer(getattr(handlers, function), request, streams), streams=streams)

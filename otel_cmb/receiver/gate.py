@@ -1,21 +1,30 @@
-"""How much may be in the house at once. Whoever finds the gate shut is told to come back, and holds nothing."""
+"""How much may be in the house at once. Whoever finds the gate shut is told to come back, and holds nothing; whoever
+arrives slowly makes room for those who do not."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import OrderedDict
 from threading import Condition
 from time import monotonic
+from typing import Any
 
-__all__ = ["Budget", "Gate"]
+__all__ = ["Budget", "Gate", "Place", "Room", "TurnedOutError"]
+
+SLOW_SECONDS = 0.5
+"""How long a request may take to arrive before others that find no room may have its place."""
+
+
+class TurnedOutError(Exception):
+    """The request arrived slowly, and its place was needed."""
 
 
 class Gate:
-    """Counts requests, and the bytes of their bodies, in one part of the house. Used from the event loop only."""
+    """Counts requests in one part of the house. Used from the event loop only."""
 
-    def __init__(self, requests: int, size: int) -> None:
+    def __init__(self, requests: int) -> None:
         self._requests = requests
-        self._size = size
         self.inside = 0
-        self.bytes = 0
 
     def enter(self) -> bool:
         if self.inside >= self._requests:
@@ -23,14 +32,113 @@ class Gate:
         self.inside += 1
         return True
 
-    def add(self, size: int) -> bool:
-        """Count bytes of a request that is inside; False when they are too many (they count all the same)."""
-        self.bytes += size
-        return self.bytes <= self._size
-
-    def leave(self, size: int = 0) -> None:
+    def leave(self) -> None:
         self.inside -= 1
-        self.bytes -= size
+
+
+class Place:
+    """What one request has of a :class:`Room`, from its head to its answer."""
+
+    __slots__ = ("_room", "door", "receiving", "since", "size", "taken")
+
+    def __init__(self, room: Room, door: str) -> None:
+        self._room = room
+        self.door = door
+        self.size = 0
+        self.since = monotonic()
+        self.receiving: asyncio.Future[Any] | None = None
+        """Ends when the request has arrived; cancelled when the place is taken away."""
+        self.taken = False
+
+    def add(self, size: int) -> bool:
+        """So many bytes more have arrived; False when there is no room for them (they count all the same)."""
+        return self._room.add(self, size)
+
+    def arrived(self) -> None:
+        """The whole request is here: nobody takes its place away any more."""
+        self._room.arrived(self)
+
+    def leave(self) -> None:
+        self._room.leave(self)
+
+
+class Room:
+    """Counts requests that are received or worked on, and the bytes of their bodies. Used from the event loop only.
+
+    A place costs a hostile client nothing but a connection, so places are not kept for those who came first: when there is
+    no room, the oldest request that is still arriving after `SLOW_SECONDS` is turned out.
+    """
+
+    def __init__(self, requests: int, size: int) -> None:
+        self._requests = requests
+        self._size = size
+        self._arriving: OrderedDict[Place, None] = OrderedDict()
+        self.inside = 0
+        self.bytes = 0
+        self.turned_out = 0
+        """How many had to make room so far."""
+
+    @property
+    def arriving(self) -> int:
+        """Requests that are not here as a whole."""
+        return len(self._arriving)
+
+    def enter(self, door: str) -> Place | None:
+        if self.inside >= self._requests and not self._turn_out(next(iter(self._arriving), None)):
+            return None
+        place = Place(self, door)
+        self._arriving[place] = None
+        self.inside += 1
+        return place
+
+    def add(self, place: Place, size: int) -> bool:
+        if place.taken:
+            return False
+        place.size += size
+        self.bytes += size
+        while self.bytes > self._size:
+            if not self._turn_out(next((one for one in self._arriving if one.size and one is not place), None)):
+                return False
+        return True
+
+    def arrived(self, place: Place) -> None:
+        self._arriving.pop(place, None)
+
+    def leave(self, place: Place) -> None:
+        self._arriving.pop(place, None)
+        if not place.taken:
+            self._give_back(place)
+
+    def turn_out_oldest(self, door: str) -> bool:
+        """Turn out the request of this door that has been arriving longest; False when none is slow."""
+        return self._turn_out(next((place for place in self._arriving if place.door == door), None))
+
+    def turn_out_half(self) -> int:
+        """Turn out the older half of those that arrive slowly; how many."""
+        slow = [place for place in self._arriving if self._is_slow(place)]
+        older = slow[: (len(slow) + 1) // 2]
+        for place in older:
+            self._turn_out(place)
+        return len(older)
+
+    def _is_slow(self, place: Place) -> bool:
+        return monotonic() - place.since >= SLOW_SECONDS
+
+    def _turn_out(self, place: Place | None) -> bool:
+        """False when there is none, or it may stay."""
+        if place is None or not self._is_slow(place):
+            return False
+        self._arriving.pop(place)
+        self._give_back(place)
+        place.taken = True
+        self.turned_out += 1
+        if place.receiving is not None:
+            place.receiving.cancel()
+        return True
+
+    def _give_back(self, place: Place) -> None:
+        self.inside -= 1
+        self.bytes -= place.size
 
 
 class Budget:

@@ -16,11 +16,13 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2
 
 from otel_cmb.errors import ConfigurationError
 from otel_cmb.receiver.answers import Answer, response_of, trailers_of
-from otel_cmb.receiver.house import House
+from otel_cmb.receiver.gate import TurnedOutError
+from otel_cmb.receiver.house import MAKE_ROOM, House
 from otel_cmb.receiver.intake import inflate
 from otel_cmb.receiver.settings import Address, ServeSettings
 from otel_cmb.receiver.tls import TlsFiles
@@ -34,13 +36,16 @@ SERVICES = {
 }
 RUN_ID = "x-cmb-run-id"
 JAEGER_THREADS = 8
+MOST_WATCHING = 1_000
+"""Calls that watch the health at once: they need no token and never end."""
 FAREWELL_SECONDS = 0.2
 """How long those who watch the health have to hear of the end before their calls are ended."""
 
 
-def server_options(settings: ServeSettings) -> list[tuple[str, Any]]:
-    """Channel arguments: limits of one connection, and pings that find half-open ones."""
+def server_options(settings: ServeSettings, connections: int) -> list[tuple[str, Any]]:
+    """Channel arguments: how many connections there may be, limits of each, and pings that find half-open ones."""
     return [
+        ("grpc.max_allowed_incoming_connections", connections),  # counted from the accept on, before any handshake
         ("grpc.max_receive_message_length", settings.max_bytes),
         ("grpc.per_message_decompression", 0),
         ("grpc.max_concurrent_streams", 128),
@@ -100,6 +105,8 @@ class _Health(health.aio.HealthServicer):  # type: ignore[name-defined, misc, un
         self._watching: set[asyncio.Task[Any]] = set()
 
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802  (the name in the protocol)
+        if len(self._watching) >= MOST_WATCHING:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls watch the health; ask with Check")
         watching = asyncio.ensure_future(super().Watch(request, context))
         self._watching.add(watching)
         try:
@@ -126,26 +133,61 @@ class GrpcDoor:
     def __init__(self, house: House, jaeger: Any = None) -> None:
         self._house = house
         self._names = ["", *SERVICES.values()]
-        self._server = grpc.aio.server(options=server_options(house.settings))
+        self._server = grpc.aio.server(options=server_options(house.settings, house.connections))
         self._threads: ThreadPoolExecutor | None = None
         if jaeger is not None:
             from otel_cmb.jaeger.grpc_server import SERVICE_NAMES, add_servicers
 
             self._threads = ThreadPoolExecutor(JAEGER_THREADS, thread_name_prefix="otel-cmb-jaeger")
-            add_servicers(self._server, jaeger, self._threads, self._may_not_read, _unpacked)
+            add_servicers(self._server, jaeger, self._threads, self._may_not_read, _unpacked, self._question)
             self._names += SERVICE_NAMES
         self._health = _Health()
+        self._server.add_generic_rpc_handlers((self._health_handlers(),))
         for signal, service in SERVICES.items():
             handler = grpc.stream_unary_rpc_method_handler(self._exporter(signal))
             self._server.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler(service, {"Export": handler}),)
             )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     def _may_not_read(self, context: Any) -> tuple[grpc.StatusCode, str] | None:
         """How a call of Jaeger's API ends whose caller may not read; `None` when it may."""
         refusal = self._house.reading_refused(dict(context.invocation_metadata() or ()).get("authorization"))
         return None if refusal is None else (_code(refusal), refusal.text)
+
+    def _health_handlers(self) -> Any:
+        async def asked(context: Any) -> Any:
+            try:
+                return health_pb2.HealthCheckRequest.FromString(await self._question(context))
+            except asyncio.TimeoutError:
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no question came")
+            except (DecodeError, TypeError):  # TypeError: the client is gone
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the question is no HealthCheckRequest")
+
+        async def check(_: Any, context: Any) -> Any:
+            return await self._health.Check(await asked(context), context)
+
+        async def watch(_: Any, context: Any) -> None:
+            await self._health.Watch(await asked(context), context)
+
+        written = health_pb2.HealthCheckResponse.SerializeToString
+        return grpc.method_handlers_generic_handler(health.SERVICE_NAME, {
+            "Check": grpc.stream_unary_rpc_method_handler(check, None, written),
+            "Watch": grpc.stream_stream_rpc_method_handler(watch, None, written),
+        })
+
+    async def _question(self, context: Any) -> Any:
+        """What a call of Jaeger's API or about the health asks. It has a place like every request: a handler that gRPC
+        gives its message would let anybody send a large one."""
+        place = self._house.enter("question")
+        if place is None:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests at once")
+            raise AssertionError("unreachable")
+        try:
+            return await self._house.receive(place, context.read())
+        except TurnedOutError:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, MAKE_ROOM)
+        finally:
+            place.leave()
 
     def _exporter(self, signal: str) -> Callable[[Any, Any], Awaitable[bytes]]:
         async def export(_: Any, context: Any) -> bytes:
@@ -169,21 +211,23 @@ class GrpcDoor:
             return house.say("grpc", signal, "unauthenticated", "a valid bearer token is needed")
         if house.draining:
             return house.say("grpc", signal, "unavailable", "the server is shutting down")
-        if not house.reading.enter():
+        place = house.enter("grpc")
+        if place is None:
             return house.say("grpc", signal, "overloaded", "too many requests at once")
-        size, timeout = 0, house.settings.read_timeout
         try:
-            body = await asyncio.wait_for(context.read(), timeout)
+            body = await house.receive(place, context.read())
             if not isinstance(body, bytes):
                 return None
-            size = len(body)
-            if not house.reading.add(size):
-                return house.say("grpc", signal, "overloaded", "too many requests at once")
+            if not place.add(len(body)):
+                return house.say("grpc", signal, "overloaded", "too many bytes at once")
             return await house.work("grpc", signal, body, caller, encoding=_encoding(body))
         except asyncio.TimeoutError:
+            timeout = house.settings.read_timeout
             return house.say("grpc", signal, "slow", f"the message did not arrive within {timeout:g} s")
+        except TurnedOutError:
+            return house.say("grpc", signal, "overloaded", MAKE_ROOM)
         finally:
-            house.reading.leave(size)
+            place.leave()
 
     async def start(self, address: Address, flag: str = "--grpc") -> Address:
         """Listen; returns the address with the port that was picked."""

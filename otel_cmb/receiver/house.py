@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, TypeVar
 
+from otel_cmb.receiver import memory
 from otel_cmb.receiver.answers import Answer
-from otel_cmb.receiver.gate import Gate
-from otel_cmb.receiver.intake import Intake
+from otel_cmb.receiver.gate import Gate, Place, Room, TurnedOutError
+from otel_cmb.receiver.intake import MIB, Intake
 from otel_cmb.receiver.settings import ServeSettings
 from otel_cmb.receiver.tls import TlsFiles
 from otel_cmb.receiver.tokens import Caller, TokenFile
 
-__all__ = ["House"]
+__all__ = ["MAKE_ROOM", "House", "open_files"]
 
+_LOG = logging.getLogger("otel_cmb.receiver")
 READING = 1_000
 """Requests that may be sending their body at once, over both doors. They hold no thread."""
-READING_BYTES = 512 * 1_048_576
+OWN_FILES = 512
+"""Open files that are not a client's: journal, database, and connections accepted while others are on their way out."""
+LOOK_SECONDS = 0.1
+"""How often the process's memory is looked at while requests arrive."""
+MAKE_ROOM = "the request arrived too slowly for a server that has much to do"
+
+T = TypeVar("T")
+
+
+def open_files() -> int:
+    """How many files the process may have open."""
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2**31 if soft == resource.RLIM_INFINITY else soft
 
 
 @dataclass(slots=True)
@@ -29,13 +50,19 @@ class House:
     intake: Intake
     tokens: TokenFile | None = None
     tls: TlsFiles | None = None
-    reading: Gate = field(default_factory=lambda: Gate(READING, READING_BYTES))
+    connections: int = field(init=False)
+    """How many one door may have open."""
+    reading: Room = field(init=False)
     working: Gate = field(init=False)
     pool: ThreadPoolExecutor = field(init=False)
+    _watching: asyncio.Task[None] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.working = Gate(2 * self.settings.max_concurrent, 2**62)
-        self.pool = ThreadPoolExecutor(self.settings.max_concurrent, thread_name_prefix="otel-cmb-request")
+        settings = self.settings
+        self.connections = _connections(settings)
+        self.reading = Room(READING, max(settings.max_memory_mib * MIB // 2, settings.max_bytes))
+        self.working = Gate(2 * settings.max_concurrent)
+        self.pool = ThreadPoolExecutor(settings.max_concurrent, thread_name_prefix="otel-cmb-request")
 
     @property
     def draining(self) -> bool:
@@ -61,6 +88,63 @@ class House:
             return None
         return Answer("refused", "this token is bound to one session and cannot read all traces")
 
+    # -- receiving -----------------------------------------------------------------------------------------------------
+
+    def enter(self, door: str) -> Place | None:
+        """A place for a request whose head has come; `None` when there is none. To be left in any case."""
+        place = self.reading.enter(door)
+        if place is not None and self._watching is None:
+            self._watching = asyncio.get_running_loop().create_task(self._watch())
+        return place
+
+    async def receive(self, place: Place, arriving: Coroutine[Any, Any, T]) -> T:
+        """What `arriving` gives. Raises `asyncio.TimeoutError` when it takes too long, :class:`TurnedOutError` when the
+        place was needed."""
+        receiving: asyncio.Future[T] = asyncio.ensure_future(arriving)
+        place.receiving = receiving
+        try:
+            found = await asyncio.wait_for(receiving, self.settings.read_timeout)
+        except asyncio.CancelledError:
+            if place.taken:
+                raise TurnedOutError from None
+            raise
+        if place.taken:
+            raise TurnedOutError
+        place.arrived()
+        return found
+
+    async def _watch(self) -> None:
+        """While requests arrive: when the process has too much memory, those that are slow make room. How much of a message
+        has come is known to gRPC alone, before it is whole; the process's memory is what shows it."""
+        loop, limit = asyncio.get_running_loop(), self.settings.max_memory_mib * MIB
+        before, calm_at = self.reading.turned_out, 0.0
+        try:
+            while True:
+                await asyncio.sleep(LOOK_SECONDS)
+                if memory.resident() > limit:
+                    await loop.run_in_executor(None, memory.trim)
+                    if (found := memory.resident()) > limit and (number := self.reading.turn_out_half()):
+                        _LOG.warning("the process has %d MiB of memory, more than %d: requests that arrive slowly are told to "
+                                     "come back, %d now", found // MIB, limit // MIB, number)
+                if self.reading.turned_out != before:
+                    before, calm_at = self.reading.turned_out, time.monotonic() + 1
+                elif not self.reading.arriving and time.monotonic() > calm_at:
+                    break
+            if calm_at:
+                await loop.run_in_executor(None, memory.trim)
+        finally:
+            self._watching = None
+
+    async def close(self) -> None:
+        """No request is inside any more."""
+        if self._watching is not None:
+            self._watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watching
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    # -- working -------------------------------------------------------------------------------------------------------
+
     async def work(
         self, door: str, signal: str, body: bytes, caller: Caller, *, as_json: bool = False, encoding: str = "identity"
     ) -> Answer:
@@ -71,3 +155,14 @@ class House:
         future = asyncio.get_running_loop().run_in_executor(self.pool, job)
         future.add_done_callback(lambda _: self.working.leave())
         return await asyncio.shield(future)
+
+
+def _connections(settings: ServeSettings) -> int:
+    """As many as the settings say, as far as the limit of open files allows."""
+    doors = sum(address is not None for address in (settings.grpc, settings.http, settings.jaeger_storage))
+    files = open_files()
+    allowed = max(files - OWN_FILES, files // 2) // max(doors, 1)
+    if allowed < settings.max_connections:
+        _LOG.warning("%d connections at once over each door, not %d: the process may have %d files open (LimitNOFILE=, "
+                     "ulimit -n)", allowed, settings.max_connections, files)
+    return min(settings.max_connections, allowed)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -21,10 +22,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from otel_cmb.errors import ConfigurationError
 from otel_cmb.receiver.answers import Answer, body_of
+from otel_cmb.receiver.connections import Crowd, Listener
+from otel_cmb.receiver.gate import Place, TurnedOutError
 from otel_cmb.receiver.grpc_door import RUN_ID
-from otel_cmb.receiver.house import House
+from otel_cmb.receiver.house import MAKE_ROOM, House
 from otel_cmb.receiver.metrics import CONTENT_TYPE, render
-from otel_cmb.receiver.settings import Address, ServeSettings
+from otel_cmb.receiver.settings import Address
 from otel_cmb.receiver.tokens import Caller
 
 if TYPE_CHECKING:
@@ -40,8 +43,8 @@ DISCARD_BYTES, DISCARD_SECONDS = 256 * 1_048_576, 10.0
 """How much of a body is read and thrown away after its answer is known: a client that is still sending when the
 connection closes sees a reset instead of the answer."""
 IDLE_SECONDS = 60
-HEADER_SECONDS = 10
-"""How long a connection may take to send the head of a request."""
+BACKLOG = 256
+"""Connections that wait to be accepted, and most that are accepted in one go."""
 
 
 class _Respond(Exception):  # noqa: N818  (control flow inside this module)
@@ -60,6 +63,7 @@ class HttpDoor:
         self._opened = contextlib.AsyncExitStack()
         self._opening = asyncio.Lock()
         settings = house.settings
+        self._crowd = Crowd(house.connections, partial(house.reading.turn_out_oldest, "http"))
         routes: list[BaseRoute] = [
             Route("/v1/traces", self._traces, methods=["POST"]),
             Route("/v1/logs", self._logs, methods=["POST"]),
@@ -69,7 +73,7 @@ class HttpDoor:
             *([] if web is None else [Mount("/", self._page)]),
         ]
         config = uvicorn.Config(
-            Starlette(routes=routes), http=_protocol(settings), ws="none", lifespan="off", log_config=None,
+            Starlette(routes=routes), http=_protocol(self._crowd), ws="none", backlog=BACKLOG, lifespan="off", log_config=None,
             access_log=False, server_header=False, timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
         )
@@ -80,7 +84,7 @@ class HttpDoor:
 
     async def start(self, address: Address) -> Address:
         """Listen; returns the address with the port that was picked."""
-        listener = _listen(address)
+        listener = _listen(address, self._crowd)
         bound = Address(address.host, listener.getsockname()[1])
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
         while not self._server.started and not self._task.done():
@@ -121,6 +125,7 @@ class HttpDoor:
         house = self._house
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         as_json = FORMS.get(media_type, True)
+        refusal: Answer | None = None
         try:
             encoding = self._head(request, signal, media_type)
             caller = house.caller(request.headers.get("authorization"), request.headers.get(RUN_ID))
@@ -128,7 +133,7 @@ class HttpDoor:
                 raise _Respond(house.say("http", signal, "unauthenticated", "a valid bearer token is needed"))
             answer = await self._take(request, signal, caller, as_json=as_json, encoding=encoding)
         except _Respond as early:
-            return await self._turn_away(request, early.answer, as_json)
+            refusal = early.answer
         except ClientDisconnect:
             return Response(status_code=400)
         except asyncio.CancelledError:
@@ -136,18 +141,21 @@ class HttpDoor:
                 raise
             # the drain timeout is over; what the thread has taken is safe, but nobody waits for its answer any more
             return _response(house.say("http", signal, "unavailable", "the server is shutting down"), signal, as_json)
+        if refusal is not None:  # here, where nothing of the body is kept alive
+            return await self._turn_away(request, refusal, as_json)
         return _response(answer, signal, as_json)
 
     async def _take(self, request: Request, signal: str, caller: Caller, *, as_json: bool, encoding: str) -> Answer:
         """Only who may send has a place; whoever is turned away holds none while the rest of its body is thrown away."""
-        house, body = self._house, bytearray()
-        if not house.reading.enter():
+        house = self._house
+        place = house.enter("http")
+        if place is None:
             raise _Respond(house.say("http", signal, "overloaded", "too many requests"))
         try:
-            await self._read(request, signal, body)
-            return await house.work("http", signal, bytes(body), caller, as_json=as_json, encoding=encoding)
+            body = await self._read(request, signal, place)
+            return await house.work("http", signal, body, caller, as_json=as_json, encoding=encoding)
         finally:
-            house.reading.leave(len(body))
+            place.leave()
 
     def _head(self, request: Request, signal: str, media_type: str) -> str:
         """The content encoding; whatever the head alone forbids ends here, before the body is read."""
@@ -171,34 +179,40 @@ class HttpDoor:
     def _too_large(self, size: int) -> str:
         return f"{size} bytes or more, the limit is {self._house.settings.max_bytes}; send smaller requests"
 
-    async def _read(self, request: Request, signal: str, body: bytearray) -> None:
+    async def _read(self, request: Request, signal: str, place: Place) -> bytes:
         house, timeout = self._house, self._house.settings.read_timeout
 
-        async def receive() -> None:
-            more = True
+        async def receive() -> bytes:
+            chunks: list[bytes] = []
+            size, more = 0, True
             while more:
                 message = await request.receive()
                 if message["type"] != "http.request":
                     raise ClientDisconnect
                 chunk, more = message.get("body", b""), message.get("more_body", False)
-                body.extend(chunk)
+                chunks.append(chunk)
+                size += len(chunk)
                 request.state.ended = not more
-                if not house.reading.add(len(chunk)):
+                if not place.add(len(chunk)):
                     raise _Respond(house.say("http", signal, "overloaded", "too many bytes at once"))
-                if len(body) > house.settings.max_bytes:
-                    raise _Respond(house.say("http", signal, "too_large", self._too_large(len(body))))
+                if size > house.settings.max_bytes:
+                    raise _Respond(house.say("http", signal, "too_large", self._too_large(size)))
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
         try:
-            await asyncio.wait_for(receive(), timeout)
+            return await house.receive(place, receive())
         except asyncio.TimeoutError:
-            answer = house.say("http", signal, "slow", f"the body did not arrive within {timeout:g} s")
-            raise _Respond(answer) from None
+            request.state.slow = True
+            raise _Respond(house.say("http", signal, "slow", f"the body did not arrive within {timeout:g} s")) from None
+        except TurnedOutError:
+            request.state.slow = True
+            raise _Respond(house.say("http", signal, "overloaded", MAKE_ROOM)) from None
 
     async def _turn_away(self, request: Request, answer: Answer, as_json: bool) -> Response:
         """The answer to a request whose body was not read to its end; the connection closes after it."""
         waits = request.headers.get("expect", "").lower() == "100-continue"
-        ended = getattr(request.state, "ended", False)
-        if not ended and not waits and answer.situation != "slow":
+        ended, slow = getattr(request.state, "ended", False), getattr(request.state, "slow", False)
+        if not ended and not waits and not slow:
             with contextlib.suppress(asyncio.TimeoutError, ClientDisconnect):
                 await asyncio.wait_for(_discard(request), DISCARD_SECONDS)
         response = _response(answer, "traces", as_json)
@@ -241,20 +255,21 @@ async def _discard(request: Request) -> None:
         size += len(message.get("body", b""))
 
 
-def _listen(address: Address) -> socket.socket:
+def _listen(address: Address, crowd: Crowd) -> socket.socket:
     """A listening socket. Raises :class:`ConfigurationError` when the address is taken or not ours."""
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.socket(family, kind, protocol)
+        listener = Listener(family, kind, protocol)
     except OSError as error:
         raise ConfigurationError(f"--http {address}: no such address here: {error}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(target)
-        listener.listen(1024)
+        listener.listen(BACKLOG)
         listener.setblocking(False)
+        listener.crowd = crowd
     except OSError as error:
         listener.close()
         raise ConfigurationError(
@@ -271,49 +286,35 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _protocol(settings: ServeSettings) -> type[H11Protocol]:
-    """uvicorn's HTTP/1.1, with what it lacks against half-open connections and slow heads: a limit on open connections,
-    TCP keep-alive, and a deadline for the head of each request."""
+def _protocol(crowd: Crowd) -> type[H11Protocol]:
+    """uvicorn's HTTP/1.1, which tells the crowd what a connection is at: that has what uvicorn lacks against half-open
+    connections, slow heads and too many of them."""
 
     class Guarded(H11Protocol):
-        _watch: asyncio.TimerHandle | None = None
-        _since: float | None = None
+        _number = -1
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            if len(self.connections) > settings.max_connections:
-                transport.abort()
-                return
-            peer = transport.get_extra_info("socket")
-            if peer is not None:
-                peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            self._since = self.loop.time()
-            self._look_again()
+            self._number = transport.get_extra_info("socket").fileno()
 
         def data_received(self, data: bytes) -> None:
-            if self._since is None and self._idle():
-                self._since = self.loop.time()
+            if self.cycle is None or self.cycle.response_complete:
+                crowd.head_begins(self._number)
             before = self.cycle
             super().data_received(data)
-            if self.cycle is not before:  # the head is complete; an idle connection is uvicorn's to close
-                self._since = None
+            if self.cycle is not before:
+                self._under_way()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            if self._watch is not None:
-                self._watch.cancel()
-            super().connection_lost(exc)
+        def on_response_complete(self) -> None:
+            before = self.cycle
+            super().on_response_complete()
+            if self.cycle is not before:  # one that was sent ahead begins
+                self._under_way()
+            elif not self.transport.is_closing():
+                crowd.answered(self._number)
 
-        def _idle(self) -> bool:
-            """No request is being received, worked on or answered."""
-            return self.cycle is None or self.cycle.response_complete
-
-        def _look_again(self) -> None:
-            self._watch = self.loop.call_later(HEADER_SECONDS / 2, self._look)
-
-        def _look(self) -> None:
-            if self._since is not None and self._idle() and self.loop.time() - self._since > HEADER_SECONDS:
-                self.transport.abort()
-                return
-            self._look_again()
+        def _under_way(self) -> None:
+            if not self.cycle.response_complete:
+                crowd.head_came(self._number)
 
     return Guarded

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.errors import CMBError
+from otel_cmb.receiver import memory
 from otel_cmb.receiver.house import House
 from otel_cmb.receiver.intake import MIB, Intake, Limits
 from otel_cmb.receiver.settings import Address, ServeSettings
@@ -26,6 +27,7 @@ __all__ = ["Receiver", "serve"]
 _LOG = logging.getLogger("otel_cmb.receiver")
 QUIET_LOOK = 300.0
 """Most seconds between two looks for runs that nobody will end."""
+LOOK_AT_DATABASE = 5.0
 
 
 class Receiver:
@@ -100,7 +102,7 @@ class Receiver:
         await asyncio.gather(*doors)
         if self._query is not None:
             self._query.close()
-        self.house.pool.shutdown(wait=False, cancel_futures=True)
+        await self.house.close()
 
     async def run(self, stop: asyncio.Event, on_ready: Callable[[Receiver], None]) -> None:
         """Serve until `stop` is set."""
@@ -136,13 +138,6 @@ def _raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _few_arenas() -> None:
-    """Let glibc's allocator share two arenas: one per thread keeps what a large request took (measured: 10 MiB of 128
-    after 60,000 spans from four senders, and no slower). Other allocators have no such call."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX, mallopt(3)
-
-
 def _end_quiet_runs(general: Settings) -> None:
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -156,6 +151,21 @@ def _end_quiet_runs(general: Settings) -> None:
         _LOG.debug("quiet runs were not looked for: %s", error)
 
 
+async def _aside(function: Callable[..., object], *arguments: Any) -> None:
+    """Run it in a thread that keeps no process alive: it may wait for a database that hangs."""
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def work() -> None:
+        try:
+            function(*arguments)
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(done.set)
+
+    threading.Thread(target=work, name="otel-cmb-aside", daemon=True).start()
+    await done.wait()
+
+
 def serve(settings: ServeSettings, general: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain within the bound; a second signal ends the process at once.
 
@@ -163,9 +173,9 @@ def serve(settings: ServeSettings, general: Settings) -> None:
     stays in the journal.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    from otel_cmb.pipeline import get_pipeline, state_directory
+    from otel_cmb.pipeline import NO_ANSWER, get_pipeline, state_directory
 
-    _few_arenas()
+    memory.few_arenas()
     _raise_file_limit()
     state_directory(general)  # a malformed database URL is an error now, an unreachable database is not
     pipeline = get_pipeline(general, per_trace_runs=True)
@@ -189,7 +199,21 @@ def serve(settings: ServeSettings, general: Settings) -> None:
         """Runs of traces whose root never comes; one look costs a query."""
         while general.quiet_time:
             await asyncio.sleep(min(max(general.quiet_time / 4, 1.0), QUIET_LOOK))
-            await asyncio.to_thread(_end_quiet_runs, general)
+            await _aside(_end_quiet_runs, general)
+
+    async def watch_database() -> None:
+        """A database that hangs fails nothing, so nobody else says so."""
+        hung = False
+        while True:
+            await asyncio.sleep(LOOK_AT_DATABASE)
+            waited = pipeline.unanswered()
+            if (waited > NO_ANSWER) is not hung:
+                hung = not hung
+                if hung:
+                    _LOG.warning("%s has not answered for %.0f s: requests are answered from the journal meanwhile",
+                                 safe_url(general.database_url), waited)
+                else:
+                    _LOG.info("the database answers again")
 
     async def main() -> None:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
@@ -204,11 +228,12 @@ def serve(settings: ServeSettings, general: Settings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ask, number)
         loop.run_in_executor(None, look_back)
-        quiet = asyncio.create_task(end_quiet_runs())
+        beside = [asyncio.create_task(end_quiet_runs()), asyncio.create_task(watch_database())]
         try:
             await receiver.run(stop, ready)
         finally:
-            quiet.cancel()
+            for task in beside:
+                task.cancel()
 
     try:
         asyncio.run(main())

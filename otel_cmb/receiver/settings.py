@@ -86,7 +86,12 @@ SERVE_SETTINGS: tuple[Setting, ...] = (
     Setting("serve_max_concurrent", 64, _whole(1),
             "Requests worked on at once; as many again wait, the rest must retry."),
     Setting("serve_max_waiting_mib", 256, _whole(1), "Bytes of requests, in MiB, that may wait for their commit."),
-    Setting("serve_max_connections", 1_000, _whole(1), "Open HTTP connections; others are closed at once."),
+    Setting("serve_max_memory_mib", 1_024, _whole(64),
+            "Memory of the process, in MiB, above which requests that arrive slowly are told to come back; half of it is for "
+            "bodies that are being received."),
+    Setting("serve_max_connections", 1_000, _whole(1),
+            "Open connections of each door, also those in the midst of a handshake; fewer where the limit of open files is "
+            "lower."),
     Setting("serve_answer_timeout", 5.0, _number,
             "Seconds a request waits for its commit; what is pending then is fsynced in the journal and answered OK."),
     Setting("serve_read_timeout", 30.0, _number, "Seconds a client may take to send a request."),
@@ -113,6 +118,7 @@ class ServeSettings:
     max_spans: int
     max_concurrent: int
     max_waiting_mib: int
+    max_memory_mib: int
     max_connections: int
     answer_timeout: float
     read_timeout: float

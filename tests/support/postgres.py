@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 import warnings
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,6 +99,25 @@ class Server:
     def stop(self) -> None:
         """Stop a private server the fast way: connections are cut, what was committed stays."""
         self._embedded.stop()
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """All processes of a private server stand still: connections stay open, new ones are accepted by the kernel, and
+        nothing answers."""
+        first = int((self._embedded.pgdata / "postmaster.pid").read_text().split()[0])
+        os.kill(first, signal.SIGSTOP)  # it forks no more
+        stopped = [first]
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                fields = path.read_text().rpartition(")")[2].split()
+                if int(fields[1]) == first:
+                    stopped.append(int(path.parent.name))
+                    os.kill(stopped[-1], signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in stopped:
+                os.kill(process, signal.SIGCONT)
 
     def start(self) -> None:
         """Start it again, at the same address."""
