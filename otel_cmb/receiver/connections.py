@@ -9,6 +9,7 @@ import gc
 import socket
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 from otel_cmb.receiver import memory
@@ -51,7 +52,7 @@ class Crowd:
     def let_in(self, connection: Connection) -> bool:
         """A new connection; False when there is no room."""
         while len(self._open) >= self._most:
-            number = next(iter(self._silent), None) or next(iter(self._resting), None)
+            number = next(chain(self._silent, self._resting), None)
             if number is not None:
                 self._end(number)
             elif self._press():  # its connection ends after the answer
