@@ -1,8 +1,8 @@
 """Whose turn it is to write: waiting for SQLite's one writer.
 
 SQLite waits in sleeps that grow to a tenth of a second (`sqlite3_busy_timeout`, src/main.c), so that who has waited long asks
-more rarely than who has just come: of 16 spans beside three programs that write all the time, the longest wait was 0.8 to 2.1 s.
-Here everybody asks every millisecond, 0.2 to 0.5 s; more rarely only after a second, when it is no turn of another writer but
+more rarely than who has just come: 16 spans beside three programs that write all the time waited up to 0.8 to 2.1 s. Here
+everybody asks every millisecond, 0.2 to 0.5 s; more rarely only after a second, when it is no turn of another writer but
 somebody who holds the file.
 """
 
