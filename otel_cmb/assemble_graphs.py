@@ -33,7 +33,8 @@ def find_agents(nodes: list[Node]) -> list[Node]:
             continue
         found = node.facts.found
         if "graph_node" in found:
-            if parent.live and _is_model_step(node):
+            one_scope = parent.facts.span.scope.name == node.facts.span.scope.name  # else it is the program's own span
+            if one_scope and parent.live and _is_model_step(node):
                 graphs[id(parent)] = parent
         elif _is_leaf(node) or _is_log(node):
             untidy[id(parent)] = parent

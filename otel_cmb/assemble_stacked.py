@@ -26,7 +26,7 @@ LOOK_BACK = 16
 def unstack(heads: list[Node]) -> list[Node]:
     """Puts duplicates of parallel trees together; the earliest span survives. Returns the survivors, parents first."""
     scopes = {node.facts.span.scope.name for node in heads}
-    if len(scopes) < 2 and not _BOTH_ENDS <= {node.facts.span.kind for node in heads}:
+    if len(scopes) < 2 and not _BOTH_ENDS.issubset(node.facts.span.kind for node in heads):
         return heads
     groups: dict[tuple[object, ...], list[Node]] = {}
     for node in heads:

@@ -10,7 +10,7 @@ import pytest
 from mapping_support import agent, chat, events, exception, one, span, tool
 
 from otel_cmb.assemble import assemble
-from otel_cmb.event import STATUS_ERROR, Event
+from otel_cmb.event import STATUS_ERROR, Event, Scope
 from otel_cmb.mapper import read
 
 OI = "openinference.span.kind"
@@ -53,6 +53,13 @@ def test_a_graph_of_ones_own_stays_one() -> None:
     """It has a node `agent` and others that no prebuilt graph has."""
     found = told(events(*prebuilt("planner"), node(8, 3, "review", "review")))
     assert found[:2] == [("agent_call", "agent"), ("llm_call", "agent")]
+
+
+def test_a_span_of_the_program_around_a_node_is_no_graph() -> None:
+    """As where the graph's own span was not sampled."""
+    spans = prebuilt("planner")[2:]
+    spans[0].name, spans[0].parent_span_id, spans[0].scope = "POST /chat", None, Scope("app")
+    assert told(events(*spans))[0] == ("agent_call", "agent")
 
 
 def test_an_agent_inside_a_prebuilt_graph_is_another() -> None:
@@ -325,3 +332,9 @@ def test_what_langgraph_raises_to_hand_over_is_no_failure_as_a_text_either() -> 
     raised = exception("Exception", "ParentCommand(Command(goto='b'))")
     event = one(span(1, None, attributes, status=STATUS_ERROR, events=[raised]))
     assert (event.status, event.outputs) == ("completed", None)
+
+
+@pytest.mark.parametrize("text", ["could not hand over: ParentCommand(x)", "no GraphInterrupt", "GraphInterrupt"])
+def test_a_failure_that_mentions_what_langgraph_raises_is_one(text: str) -> None:
+    event = one(tool(1, "f", status=STATUS_ERROR, events=[exception("Exception", text)]))
+    assert (event.status, event.error_message) == ("failed", text)
