@@ -61,8 +61,8 @@ class Diagnosis:
 
 
 def diagnose(settings: Settings, run: str | None = None) -> Diagnosis:
-    """Ask everything; `run` (an id, an alias, `latest`) adds the questions about one run. An unreachable database is an answer, not
-    an error; a wrong setting raises :class:`ConfigurationError`."""
+    """Ask everything; `run` (an id, an alias, `latest`) adds the questions about one run. An unreachable database is an
+    answer, not an error; a wrong setting raises :class:`ConfigurationError`."""
     diagnosis = Diagnosis(safe_url(settings.database_url))
     engine = None
     try:
