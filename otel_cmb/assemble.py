@@ -152,7 +152,7 @@ def _event(node: Node, above: Event | None, agents: dict[str, str]) -> Event:
 def _tells_all(node: Node) -> bool:
     """Whether the event follows from the span and from what the event above it is, so that it need not be made again
     each time the trace grows."""
-    facts, kind = node.facts, node.kind
+    facts, kind = node.best, node.kind
     if node.members or facts.explicit or facts.failed or node.exit_code is not None:
         return False
     if kind in (LLM, TOOL, CONTAINER):

@@ -33,17 +33,20 @@ def find_agents(nodes: list[Node]) -> list[Node]:
             continue
         found = node.facts.found
         if "graph_node" in found:
-            if parent.live and _is_model_step(node):
+            one_scope = parent.facts.span.scope.name == node.facts.span.scope.name  # else it is the program's own span
+            if one_scope and parent.live and _is_model_step(node):
                 graphs[id(parent)] = parent
         elif _is_leaf(node) or _is_log(node):
             untidy[id(parent)] = parent
     moved = False
     for parent in untidy.values():
         moved |= _tidy(parent)
-    for graph in graphs.values():
+    made: set[int] = set()
+    for graph in reversed(graphs.values()):  # the innermost first: each span is gone through for one graph alone
         name = _name_of(graph)
         if name is not None:
-            _become(graph, name)
+            _become(graph, name, made)
+            made.add(id(graph))
     if not moved:
         return nodes
     ordered = [node for node in nodes if node.parent is None]
@@ -80,15 +83,16 @@ def _name_of(graph: Node) -> str | None:
     return name if name != NO_NAME else None
 
 
-def _become(graph: Node, name: str) -> None:
-    """`graph` is the agent `name`, and all that is inside of it is its doing, as far as no other agent is inside."""
+def _become(graph: Node, name: str, made: set[int]) -> None:
+    """`graph` is the agent `name`, and all that is inside of it is its doing, as far as no other agent is inside: `made`
+    are those that are one already."""
     graph.kind = AGENT
     graph.best = _acting(graph.facts, AGENT, name)
     waiting = list(graph.children)
     while waiting:
         node = waiting.pop()
         facts = node.facts
-        if facts.explicit:
+        if facts.explicit or id(node) in made:
             continue
         if node.kind == AGENT:
             if facts.agent not in AGENT_STEPS:
@@ -112,7 +116,7 @@ def _acting(facts: Facts, kind: str, name: str) -> Facts:
             found = {key: value for key, value in found.items() if key not in ("input", "output")}
         copy = replace(
             facts, kind=kind, agent=name, found=found, payload=None, event=None, event_key=None,
-            memo={key: value for key, value in memo.items() if key != "acting"},
+            memo=None,  # a union or a reply that was worked out while the graph was not known holds what it said then
         )  # fmt: skip
         known = memo["acting"] = (kind, name, copy)
     return known[2]

@@ -8,7 +8,9 @@ time.
 from __future__ import annotations
 
 import math
+import re
 
+from otel_cmb.assemble_messages import incoming
 from otel_cmb.assemble_payload import payload_of
 from otel_cmb.assemble_tree import Node, all_members, sort_key, take
 from otel_cmb.mapper_results import canonical
@@ -24,7 +26,7 @@ LOOK_BACK = 16
 def unstack(heads: list[Node]) -> list[Node]:
     """Puts duplicates of parallel trees together; the earliest span survives. Returns the survivors, parents first."""
     scopes = {node.facts.span.scope.name for node in heads}
-    if len(scopes) < 2:
+    if len(scopes) < 2 and not _BOTH_ENDS.issubset(node.facts.span.kind for node in heads):
         return heads
     groups: dict[tuple[object, ...], list[Node]] = {}
     for node in heads:
@@ -51,7 +53,8 @@ def _join_beside(node: Node) -> bool:
     for other in up.kids:
         if (
             other is not node and other.kind == LLM and other.into is None and other.best.failed == node.best.failed
-            and _one_act(other, node) and _one_model(other, node) and _one_question(other, node)
+            and not (other.facts.explicit and node.facts.explicit) and _one_act(other, node) and _one_model(other, node)
+            and _told_of_by(other).isdisjoint(_told_of_by(node)) and _one_question(other, node)
         ):  # fmt: skip
             first, second = sorted((node, other), key=_outermost)
             _join(first, second)
@@ -59,9 +62,36 @@ def _join_beside(node: Node) -> bool:
     return False
 
 
+def _told_of_by(node: Node) -> set[str]:
+    """The instrumentations that tell of a call already: each tells of one once."""
+    return {node.facts.span.scope.name, *(member.facts.span.scope.name for member in node.members)}
+
+
 def _one_question(a: Node, b: Node) -> bool:
-    one, other = (payload_of(node.best, LLM).tokens.get("prompt_tokens") for node in (a, b))
-    return one is None or other is None or bool(one == other)
+    """What two calls were asked, and took for it, does not say that they are two. Answers that are counted differently are
+    one where one call encloses the other, as where one library calls the other."""
+    asked, answered = ([payload_of(node.best, LLM).tokens.get(key) for node in (a, b)] for key in _COUNTS)
+    if None not in asked and asked[0] != asked[1]:
+        return False
+    if None not in answered and answered[0] != answered[1] and not (_encloses(a, b) or _encloses(b, a)):
+        return False
+    one, other = _last_words(a), _last_words(b)
+    return one is None or other is None or one.startswith(other) or other.startswith(one)
+
+
+_COUNTS = ("prompt_tokens", "completion_tokens")
+
+
+def _encloses(outer: Node, inner: Node) -> bool:
+    one, other = outer.facts.span, inner.facts.span
+    return one.start_ns <= other.start_ns and (one.end_ns is None or (other.end_ns is not None and other.end_ns <= one.end_ns))
+
+
+def _last_words(node: Node) -> str | None:
+    """The text that a model was asked last, where its span says it: whether it is stored or not."""
+    messages = incoming(node.best)
+    text = messages[-1].get("content") if messages else None
+    return text.strip() or None if isinstance(text, str) else None
 
 
 def _outermost(node: Node) -> tuple[int, float, str]:
@@ -74,7 +104,15 @@ MOST_BESIDE = 256
 
 
 def _one_model(a: Node, b: Node) -> bool:
-    return any(one.startswith(other) or other.startswith(one) for one in _models(a) for other in _models(b))
+    return any(_is_version(one, other) or _is_version(other, one) for one in _models(a) for other in _models(b))
+
+
+def _is_version(name: str, base: str) -> bool:
+    """`gpt-4o-2024-08-06` is one of `gpt-4o`; `gpt-4o-mini` is another model."""
+    return name == base or (name.startswith(base) and _VERSION.match(name, len(base)) is not None)
+
+
+_VERSION = re.compile(r"[-@:](?:v?\d{3,}|latest)")
 
 
 def _models(node: Node) -> list[str]:
@@ -118,8 +156,12 @@ def _pair(group: list[Node]) -> bool:
 
 def _one_act(a: Node, b: Node) -> bool:
     one, other = a.facts.span, b.facts.span
-    if one.scope.name == other.scope.name and {one.kind, other.kind} != _BOTH_ENDS:
-        return False
+    if one.scope.name == other.scope.name:
+        if {one.kind, other.kind} != _BOTH_ENDS:
+            return False
+        client, server = (a, b) if one.kind == _CLIENT else (b, a)
+        if not _encloses(client, server):
+            return False
     ids = a.best.found.get("tool_call_id"), b.best.found.get("tool_call_id")
     if None not in ids and ids[0] != ids[1]:
         return False
@@ -131,9 +173,10 @@ def _one_act(a: Node, b: Node) -> bool:
     return abs(one.start_ns - other.start_ns) + abs(one.end_ns - other.end_ns) <= max(NEAR_NS, longest // 4)
 
 
-_BOTH_ENDS = {2, 3}
+_CLIENT = 3
+_BOTH_ENDS = {2, _CLIENT}
 """Span kinds SERVER and CLIENT: FastMCP tells of one call of a tool from both ends, in spans that are side by side where
-both are in one process."""
+both are in one process; there one clock says that the server's is within the client's."""
 
 
 def _is_above(node: Node, other: Node) -> bool | None:

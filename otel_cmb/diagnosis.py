@@ -61,8 +61,8 @@ class Diagnosis:
 
 
 def diagnose(settings: Settings, run: str | None = None) -> Diagnosis:
-    """Ask everything; `run` (an id or alias) adds the questions about one run. An unreachable database is an answer, not
-    an error; a wrong setting raises :class:`ConfigurationError`."""
+    """Ask everything; `run` (an id, an alias, `latest`) adds the questions about one run. An unreachable database is an
+    answer, not an error; a wrong setting raises :class:`ConfigurationError`."""
     diagnosis = Diagnosis(safe_url(settings.database_url))
     engine = None
     try:
@@ -226,12 +226,18 @@ def _accounting(settings: Settings) -> Check:
 def _run_checks(settings: Settings, engine: Engine | None, name: str) -> list[Check]:
     from otel_cmb.reader import open_reader
 
+    if engine is None:
+        return []
+    try:
+        if name == "latest":
+            with open_reader(settings.database_url, schema=settings.schema) as reader:
+                name = reader.resolve(name)
+    except CMBError as error:
+        return [Check("run", False, str(error))]
     waiting = Counter(
         item.reason for path in journals(state_directory(settings)) for item in read_only_summary(path).parked
         if item.run_id == name and item.span_id is not None)
     in_journals = f"; {sum(waiting.values())} of its spans are parked" if waiting else ""
-    if engine is None:
-        return []
     try:
         with open_reader(settings.database_url, schema=settings.schema) as reader:
             try:
@@ -239,7 +245,7 @@ def _run_checks(settings: Settings, engine: Engine | None, name: str) -> list[Ch
             except RunNotFoundError as error:
                 alias = reader.alias(name)
                 advice = f"use {alias}, or let otel-cmb find it by itself (it does)" if alias else (
-                    "create and commit the run before its events, with this very id")
+                    "give the whole id, or create and commit the run before its events, with this very id")
                 return [Check("run", False, f"{error}{in_journals}", advice,
                               {"exists": False, "alias_of": alias, "parked": dict(waiting)})]
             events = reader.events(run.id)

@@ -166,10 +166,8 @@ _NAME_IN_SPAN = re.compile(
 
 def _name_agent(facts: Facts) -> None:
     found = facts.found
-    name = found.get("agent_name")
+    name = unquoted(found.get("agent_name"))
     if isinstance(name, str) and name not in _NO_NAMES:
-        if name[0] == '"':
-            name = unquoted(name)
         facts.agent = name
         if (
             facts.kind == CONTAINER and name == facts.span.name
@@ -283,8 +281,9 @@ def _controls_flow(facts: Facts) -> bool:
     if raised is not None:
         if kind is None:
             kind = raised.get("exception.type")
-        if kind == "Exception":  # LangSmith writes what was raised as a text
-            kind = str(raised.get("exception.message"))[:64].partition("(")[0]
+        if kind == "Exception":  # LangSmith writes what was raised as its repr
+            name, called, _ = str(raised.get("exception.message"))[:64].partition("(")
+            kind = name if called and name.isidentifier() else kind
     return isinstance(kind, str) and kind.endswith(_CONTROL_FLOW)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 from mapping_support import agent, chat, events, exception, one, span, tool
 
-from otel_cmb.event import STATUS_ERROR, Event
+from otel_cmb.assemble import assemble
+from otel_cmb.event import STATUS_ERROR, Event, Scope
+from otel_cmb.mapper import read
 
 OI = "openinference.span.kind"
 LLAMA = "openinference.instrumentation.llama_index"
@@ -52,10 +55,45 @@ def test_a_graph_of_ones_own_stays_one() -> None:
     assert found[:2] == [("agent_call", "agent"), ("llm_call", "agent")]
 
 
+def test_a_span_of_the_program_around_a_node_is_no_graph() -> None:
+    """As where the graph's own span was not sampled."""
+    spans = prebuilt("planner")[2:]
+    spans[0].name, spans[0].parent_span_id, spans[0].scope = "POST /chat", None, Scope("app")
+    assert told(events(*spans))[0] == ("agent_call", "agent")
+
+
 def test_an_agent_inside_a_prebuilt_graph_is_another() -> None:
     inner = agent(8, "writer", 7)
     found = told(events(*prebuilt("planner"), inner, chat(9, 8), tool(10, "note", 8)))
     assert found[3:] == [("agent_call", "writer"), ("llm_call", "writer"), ("tool_call", "writer")]
+
+
+def test_a_graph_that_grows_is_the_same_as_one_read_at_once() -> None:
+    """What was worked out of it while it was none, or while less of it had come, does not stay."""
+    spans = [*llama("FunctionAgent", "BaseWorkflowAgent"), step(7, "BaseWorkflowAgent.run_agent_step", "planner")]
+    spans[0].attributes |= {"input.value": '{"user_msg": "go"}', "output.value": "StopEvent(...)"}
+    spans.append(span(8, 7, {OI: "LLM", "llm.output_messages.0.message.content": "done"}, name="M.achat", scope=LLAMA))
+    at_once = events(*spans)
+    assert at_once[0].outputs == {"response": "done"}
+    for order in (spans, spans[::-1], [spans[0], *spans[:0:-1]]):
+        facts = [read(one) for one in order]
+        for count in range(1, len(facts)):
+            assemble(facts[:count])
+        assert assemble(facts) == at_once
+
+
+def test_graphs_inside_graphs_are_gone_through_once() -> None:
+    """And each graph names what is directly inside of it."""
+    count = 4000
+    spans = [node(1, None, "g1", "g1")]
+    for number in range(2, count, 2):
+        spans += [node(number, number - 1, "agent", "agent", "AGENT"), node(number + 1, number, f"g{number + 1}", "x")]
+    facts = [read(one) for one in spans]
+    began = time.process_time()
+    found = assemble(facts)
+    assert time.process_time() - began < 4
+    names = {event.span_id: event.agent_name for event in found}
+    assert all(names[f"{number:016x}"] == f"g{number - 1}" for number in range(2, count, 2))
 
 
 def task(number: int, parent: int, name: str, **options: Any) -> Any:
@@ -138,7 +176,10 @@ def test_a_streamed_call_and_its_log_are_one() -> None:
 
 
 def call(number: int, scope: str, model: str = "m", **options: Any) -> Any:
-    return chat(number, 1, options.pop("tokens", None), scope=scope, more={"gen_ai.request.model": model}, **options)
+    more = {"gen_ai.request.model": model}
+    if "asked" in options:
+        more["gen_ai.input.messages"] = json.dumps([{"role": "user", "content": options.pop("asked")}])
+    return chat(number, 1, options.pop("tokens", None), scope=scope, more=more, **options)
 
 
 @pytest.mark.parametrize(
@@ -146,13 +187,18 @@ def call(number: int, scope: str, model: str = "m", **options: Any) -> Any:
     [
         ({}, {}, 1),
         ({"tokens": (3, 1)}, {}, 1),
-        ({"tokens": (3, 2)}, {"tokens": (3, 1)}, 1),
+        ({"tokens": (3, 2)}, {"tokens": (3, 1), "end": 1000}, 1),
         ({"tokens": (3, 1)}, {"tokens": (4, 1)}, 2),
         ({"model": "other"}, {}, 2),
         ({"status": STATUS_ERROR, "message": "no"}, {"status": STATUS_ERROR}, 1),
         ({"status": STATUS_ERROR, "message": "no"}, {}, 2),
         ({}, {"scope": "a"}, 2),
         ({}, {"start": 500_000_000, "end": 600_000_000}, 2),
+        ({"model": "gpt-4o"}, {"model": "gpt-4o-2024-08-06"}, 1),
+        ({"model": "gpt-4o"}, {"model": "gpt-4o-mini"}, 2),
+        ({"tokens": (3, 1)}, {"tokens": (3, 2)}, 2),
+        ({"asked": "one"}, {"asked": "two"}, 2),
+        ({"asked": "one"}, {"asked": "one "}, 1),
     ],
 )
 def test_a_model_call_that_two_instrumentations_tell_of(
@@ -163,11 +209,36 @@ def test_a_model_call_that_two_instrumentations_tell_of(
     assert len(found) == 1 + count
 
 
+def test_an_instrumentation_tells_of_a_call_once() -> None:
+    """Of two calls at once, of which one instrumentation saw but the first, two are left."""
+    found = events(agent(1, "p"), call(2, "a"), call(3, "b"), call(4, "b"))
+    assert [event.event_type for event in found] == ["agent_call", "llm_call", "llm_call"]
+
+
+def test_what_a_program_says_to_be_two_calls_is_two() -> None:
+    said = [span(number, 1, {"cmb.event.type": "llm_call", "gen_ai.request.model": "m"}, scope=f"s{number}") for number in (2, 3)]
+    assert len(events(agent(1, "p"), *said)) == 3
+
+
+def test_whether_two_calls_are_one_does_not_hang_on_what_is_stored() -> None:
+    calls = call(2, "a", asked="one"), call(3, "b", asked="two")
+    assert len(events(agent(1, "p"), *calls, capture=("none",))) == len(events(agent(1, "p"), *calls)) == 3
+
+
+@pytest.mark.parametrize("scope", ["app", "fastmcp"])
+@pytest.mark.parametrize(("end", "count"), [(900, 1), (2000, 2)])
+def test_the_servers_end_of_a_call_is_within_the_clients(scope: str, end: int, count: int) -> None:
+    """Whatever else is in the trace. A call that goes on after the client's has ended is another."""
+    client, server = (tool(number, "f", 1, scope="fastmcp", end=end) for number, end in ((2, 1000), (3, end)))
+    client.kind, server.kind = 3, 2
+    assert len(events(agent(1, "p", scope=scope, end=5000), client, server)) == 1 + count
+
+
 @pytest.mark.parametrize(("kinds", "count"), [((3, 2), 1), ((1, 1), 2), ((3, 3), 2)])
 def test_both_ends_of_a_tool_call_side_by_side(kinds: tuple[int, int], count: int) -> None:
     """FastMCP's client and server in one process; two calls of one tool at once are two."""
     calls = [
-        span(number, 1, {"mcp.method.name": "tools/call", "gen_ai.tool.name": "f"}, name="tools/call f", scope="fastmcp")
+        span(number, 1, {"mcp.method.name": "tools/call", "gen_ai.tool.name": "f"}, name="tools/call f", scope="fastmcp", end=900)
         for number in (2, 3)
     ]
     for made, kind in zip(calls, kinds, strict=True):
@@ -261,3 +332,9 @@ def test_what_langgraph_raises_to_hand_over_is_no_failure_as_a_text_either() -> 
     raised = exception("Exception", "ParentCommand(Command(goto='b'))")
     event = one(span(1, None, attributes, status=STATUS_ERROR, events=[raised]))
     assert (event.status, event.outputs) == ("completed", None)
+
+
+@pytest.mark.parametrize("text", ["could not hand over: ParentCommand(x)", "no GraphInterrupt", "GraphInterrupt"])
+def test_a_failure_that_mentions_what_langgraph_raises_is_one(text: str) -> None:
+    event = one(tool(1, "f", status=STATUS_ERROR, events=[exception("Exception", text)]))
+    assert (event.status, event.error_message) == ("failed", text)

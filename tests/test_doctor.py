@@ -77,6 +77,17 @@ def test_a_run_that_exists_is_described(stored: Shell) -> None:
                             "statuses": {"completed": 2}, "parked": {}}
 
 
+def test_the_newest_run_has_the_name_it_has_everywhere(stored: Shell) -> None:
+    assert asked(stored, "latest") == asked(stored, "run-1")
+
+
+def test_there_is_no_newest_run_in_an_empty_database(shell: Shell) -> None:
+    assert shell.run("otel-cmb", "db", "init").returncode == 0
+    code, found = asked(shell, "latest")
+    assert code == 1
+    assert check(found, "run")["ok"] is False
+
+
 def test_a_run_that_does_not_exist_says_which_are_near_and_what_waits_for_it(stored: Shell) -> None:
     stored.program("with agent('engineer'):\n    pass\n")
     stored.run("opentelemetry-instrument", "python", "program.py", OTEL_TRACES_EXPORTER="cmb", OTEL_CMB_RUN_ID="run-2",

@@ -270,6 +270,11 @@ def test_the_stack_is_kept_whole_and_the_message_short() -> None:
     assert (event.meta["error_type"], event.meta["stack"]) == ("ValueError", stack)
 
 
+@pytest.mark.parametrize("name", ['""', '"None"', '"unknown"'])
+def test_a_name_that_is_none_is_none_as_json_either(name: str) -> None:
+    assert read(span(1, None, {"gen_ai.operation.name": "chat", "gen_ai.agent.name": name})).agent is None
+
+
 # Code by name and by what comes back
 
 

@@ -18,7 +18,7 @@ from otel_cmb.cli.options import database_options, json_option
 def doctor(run: str | None, state_dir: str | None, database_url: str | None, schema: str | None, as_json: bool) -> None:
     """Say what is stored, what is not, and why. Exit code 0 when nothing is wrong, 1 otherwise.
 
-    With RUN (an id or the application's alias): does it exist, which ids are near, what of it is stored, what waits.
+    With RUN (an id, an alias, `latest`): does it exist, which ids are near, what of it is stored, what waits.
     """
     from otel_cmb.diagnosis import diagnose
 
