@@ -63,7 +63,7 @@ class HttpDoor:
         self._opened = contextlib.AsyncExitStack()
         self._opening = asyncio.Lock()
         settings = house.settings
-        self._crowd = Crowd(house.connections, partial(house.reading.turn_out_oldest, "http"))
+        self._crowd = Crowd(house.connections, partial(house.reading.turn_out_one, "http"))
         routes: list[BaseRoute] = [
             Route("/v1/traces", self._traces, methods=["POST"]),
             Route("/v1/logs", self._logs, methods=["POST"]),
@@ -153,7 +153,7 @@ class HttpDoor:
             raise _Respond(house.say("http", signal, "overloaded", "too many requests"))
         try:
             body = await self._read(request, signal, place)
-            return await house.work("http", signal, body, caller, as_json=as_json, encoding=encoding)
+            return await house.work(place, signal, body, caller, as_json=as_json, encoding=encoding)
         finally:
             place.leave()
 
