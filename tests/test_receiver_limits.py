@@ -162,6 +162,63 @@ def test_the_limit_of_open_files_bounds_the_connections(monkeypatch: pytest.Monk
     assert connections(256, jaeger_storage="127.0.0.1:0") == 42
 
 
+def unread_answers(server: Any) -> socket.socket:
+    """A client that asks and asks, and takes no answer."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+    host, _, port = server.http.removeprefix("http://").rpartition(":")
+    connection.connect((host, int(port)))
+    members = server.receiver._http._crowd
+    wait_for(lambda: list(members._silent)[-1:])
+    members._open[list(members._silent)[-1]].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n" * 4000)
+    number = len(members._unread)
+    wait_for(lambda: len(members._unread) > number)
+    return connection
+
+
+def test_answers_that_nobody_takes_keep_nobody_out_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(max_connections=2) as server:
+        members = server.receiver._http._crowd
+        with closing([unread_answers(server) for _ in range(2)]):
+            assert (len(members), len(members._unread)) == (2, 2)
+            time.sleep(1.1)
+            assert post(server.http) == 200
+            assert len(members) <= 2
+            monkeypatch.setattr("otel_cmb.receiver.connections.UNREAD_SECONDS", 1)
+            wait_for(lambda: not members._unread, 20)
+
+
+def test_a_client_that_reads_slowly_has_the_whole_answer() -> None:
+    with running(max_connections=2) as server, closing([unread_answers(server)]) as (connection,):
+        members = server.receiver._http._crowd
+        assert len(members._unread) == 1
+        connection.settimeout(30)
+        answers = b""
+        while members._unread:
+            answers += connection.recv(65_536)
+        while answers.count(b"\r\n\r\nok\n") < 4000:
+            answers += connection.recv(65_536)
+        wait_for(lambda: (len(members), len(members._resting), len(members._unread)) == (1, 1, 0))
+
+
+def test_a_tls_peer_that_does_not_close_keeps_nobody_out(made: Path) -> None:
+    """The end of TLS waits for the peer's: on Python 3.10 for ever."""
+    context = ssl.create_default_context(cafile=str(made / "ca1.crt"))
+    with running(max_connections=2, tls_cert=str(made / "server1.crt"), tls_key=str(made / "server1.key")) as server:
+        def ended() -> socket.socket:
+            connection = context.wrap_socket(connect(server.http), server_hostname="localhost")
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            assert b"200" in connection.recv(1000)
+            return connection
+
+        with closing([ended() for _ in range(2)]):
+            time.sleep(1.1)
+            assert len(server.receiver._http._crowd) == 2
+            url = server.http.replace("http://127.0.0.1", "https://localhost")
+            assert post(url, verify=str(made / "ca1.crt")) == 200
+
+
 # -- places and bytes -------------------------------------------------------------------------------------------------
 
 
