@@ -3,6 +3,7 @@ is answered beside it. The long forms (`-m long`) do it with the defaults."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import heapq
 import random
@@ -27,6 +28,7 @@ from support.h2 import Peer
 from test_receiver_process import Server
 
 from otel_cmb.receiver import gate
+from otel_cmb.receiver.connections import Connection, Crowd
 from otel_cmb.receiver.house import House
 from otel_cmb.receiver.intake import Intake, Limits
 from otel_cmb.receiver.settings import load
@@ -217,6 +219,29 @@ def test_a_tls_peer_that_does_not_close_keeps_nobody_out(made: Path) -> None:
             assert len(server.receiver._http._crowd) == 2
             url = server.http.replace("http://127.0.0.1", "https://localhost")
             assert post(url, verify=str(made / "ca1.crt")) == 200
+
+
+@pytest.mark.parametrize(("tls", "sweeps"), [(False, {0}), (True, {1, 2, 3})])
+def test_connections_that_end_early_do_not_keep_the_collector_at_work(
+    monkeypatch: pytest.MonkeyPatch, tls: bool, sweeps: set[int]
+) -> None:
+    looks = []
+    monkeypatch.setattr("otel_cmb.receiver.connections.SWEEP_SECONDS", 0.01)
+    monkeypatch.setattr("otel_cmb.receiver.connections.gc.collect", lambda: (looks.append(1), time.sleep(0.1)))
+
+    async def flood() -> None:
+        members = Crowd(1000, lambda: False, tls=tls)
+        until = asyncio.get_running_loop().time() + 1.2
+        while asyncio.get_running_loop().time() < until:
+            for _ in range(256):
+                with Connection() as one:
+                    assert members.let_in(one)
+                    one.crowd = members
+            assert not len(members)
+            await asyncio.sleep(0.001)
+
+    asyncio.run(flood())
+    assert len(looks) in sweeps  # 0.1 s each, 0.4 between two
 
 
 # -- places and bytes -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import socket
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -28,17 +29,19 @@ SWEEP_EVERY = 256
 a cycle with a buffer of 256 KiB of each handshake that failed, which the collector would find after gigabytes."""
 SWEEP_SECONDS = 1
 """By then their transports are gone."""
+SWEEP_SHARE = 0.2
+"""Most of the event loop's time for that: with much in memory a look takes a tenth of a second and more."""
 
 
 class Crowd:
     """The open connections of a door, by file descriptor, and what each is at. One event loop's.
 
     When there are too many, the one goes that has waited longest with nothing to do: one that never sent a request before
-    one that rests between two before one whose peer does not take its answer. Where all have a request under way, `press` is to end one that arrives slowly. So silent
-    connections keep nobody out.
+    one that rests between two before one whose peer does not take its answer. Where all have a request under way, `press` is
+    to end one that arrives slowly. So silent connections keep nobody out.
     """
 
-    def __init__(self, most: int, press: Callable[[], bool]) -> None:
+    def __init__(self, most: int, press: Callable[[], bool], *, tls: bool) -> None:
         self._most = most
         self._press = press
         self._open: dict[int, Connection] = {}
@@ -50,7 +53,10 @@ class Crowd:
         self._unread: OrderedDict[int, float] = OrderedDict()
         """It is the peer's turn, to take its answer or to close, and since when."""
         self._looking = False
+        self._tls = tls
         self._in_vain = 0
+        self._sweep_from = 0.0
+        """The next look of the collector comes no earlier than this; infinite while one is due."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -97,13 +103,21 @@ class Crowd:
     def left(self, number: int) -> None:
         """The connection is closed."""
         self._open.pop(number, None)
-        if number in self._silent:
+        if self._tls and number in self._silent:
             self._in_vain += 1
-            if self._in_vain >= SWEEP_EVERY:
-                self._in_vain = 0
-                asyncio.get_running_loop().call_later(SWEEP_SECONDS, _sweep)
+            loop = asyncio.get_running_loop()
+            if self._in_vain >= SWEEP_EVERY and loop.time() >= self._sweep_from:
+                self._in_vain, self._sweep_from = 0, math.inf
+                loop.call_later(SWEEP_SECONDS, self._sweep)
         self.head_came(number)
         self.read(number)
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        gc.collect()
+        memory.trim()
+        self._sweep_from = loop.time() + (loop.time() - begun) * (1 / SWEEP_SHARE - 1)
 
     def _now(self) -> float:
         loop = asyncio.get_running_loop()
@@ -134,11 +148,6 @@ class Crowd:
         self.left(number)
         with contextlib.suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
-
-
-def _sweep() -> None:
-    gc.collect()
-    memory.trim()
 
 
 class Connection(socket.socket):

@@ -63,7 +63,7 @@ class HttpDoor:
         self._opened = contextlib.AsyncExitStack()
         self._opening = asyncio.Lock()
         settings = house.settings
-        self._crowd = Crowd(house.connections, partial(house.reading.turn_out_one, "http"))
+        self._crowd = Crowd(house.connections, partial(house.reading.turn_out_one, "http"), tls=house.tls is not None)
         routes: list[BaseRoute] = [
             Route("/v1/traces", self._traces, methods=["POST"]),
             Route("/v1/logs", self._logs, methods=["POST"]),
