@@ -25,6 +25,8 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
 from receiver_support import make_request, make_span
 
+from otel_cmb.receiver.settings import load
+
 READY = re.compile(r"^grpc=(\S+) http=(\S+)$", re.MULTILINE)
 
 
@@ -308,3 +310,15 @@ def test_systemd_is_told_when_it_is_ready(start: Any, tmp_path: Path) -> None:
         server.stop()
         assert channel.recv(100) == b"STOPPING=1"
     assert re.search(r"^<6>INFO ", server.stderr, re.MULTILINE)
+
+
+def test_a_request_of_512_spans_is_one_transaction_unless_somebody_says_otherwise(tmp_path: Path) -> None:
+    def batch_size(text: str = "", **env: str) -> int:
+        (tmp_path / "serve.toml").write_text(text)
+        return load({}, config_file=str(tmp_path / "serve.toml"), env=env)[1].batch_size
+
+    assert batch_size() == 512
+    assert batch_size("batch_size = 100") == 100
+    assert batch_size("batch_size = 100", OTEL_EXPORTER_CMB_BATCH_SIZE="50") == 50
+    assert batch_size(OTEL_EXPORTER_CMB_BATCH_SIZE="256") == 256
+    assert load({}, {"batch_size": 7}, env={})[1].batch_size == 7

@@ -309,6 +309,8 @@ _RULES: dict[str, Any] = {
     "title": as_title,
     "extra": dict,
 }
+_AS_IT_IS: dict[Any, type] = {as_text: str, as_count: int}
+"""Of nearly every value: what its rule leaves as it is."""
 
 
 def maker(kind: type[R], columns: tuple[str, ...]) -> Callable[..., R]:
@@ -320,13 +322,14 @@ def maker(kind: type[R], columns: tuple[str, ...]) -> Callable[..., R]:
 
 def _new_maker(kind: type[R], columns: tuple[str, ...]) -> Callable[..., R]:
     names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
-    known = [(place, name, _RULES.get(name, as_text)) for place, name in enumerate(columns) if name in names]
+    rules = {name: _RULES.get(name, as_text) for name in columns if name in names}
+    known = [(place, name, rules[name], _AS_IT_IS.get(rules[name])) for place, name in enumerate(columns) if name in rules]
     others = [(place, name) for place, name in enumerate(columns) if name not in names] if "extra" in names else []
 
     def make_one(row: Sequence[Any], **given: Any) -> R:
-        for place, name, rule in known:
+        for place, name, rule, plain in known:
             value = row[place]
-            given[name] = None if value is None else rule(value)
+            given[name] = value if value is None or type(value) is plain else rule(value)
         if others:
             given["extra"] = {name: _extra(row[place]) for place, name in others}
         return kind(**given)

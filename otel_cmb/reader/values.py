@@ -19,7 +19,8 @@ import orjson
 __all__ = ["TITLE_CHARS", "as_count", "as_json", "as_moment", "as_number", "as_text", "as_title", "iso", "to_json"]
 
 TITLE_CHARS = 200
-_HUGE = re.compile("[0-9]{19}")
+_LONG, _LONG_BELOW_ZERO = re.compile("[0-9]{20}"), re.compile("-[0-9]{19}")
+_TWO_DIGITS = re.compile("[0-9]{2}")
 
 
 def as_json(value: Any) -> Any:
@@ -28,7 +29,7 @@ def as_json(value: Any) -> Any:
         value = bytes(value).decode("utf-8", "replace")
     if not isinstance(value, str):
         return value
-    if _HUGE.search(value) is None:
+    if not _may_be_huge(value):
         try:
             return orjson.loads(value)
         except ValueError:
@@ -39,12 +40,20 @@ def as_json(value: Any) -> Any:
         return value
 
 
+def _may_be_huge(text: str) -> bool:
+    """Whether there may be an integer in it that 64 bits do not hold, signed or not: orjson rounds those. Of 19 digits in a
+    row every ninth character shows two; nearly all texts are known by that, for a tenth of the time."""
+    if _TWO_DIGITS.search(text[::9]) is None:
+        return False
+    return _LONG.search(text) is not None or _LONG_BELOW_ZERO.search(text) is not None
+
+
 def as_moment(value: Any) -> datetime | None:
     """A time in UTC, of a datetime, ISO text or seconds since the epoch; naive means UTC. Anything else is `None`."""
     if isinstance(value, str):
         text = value.strip()
         try:
-            value = datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in {"Z", "z"} else text)
+            value = datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in ("Z", "z") else text)
         except ValueError:
             return None
     elif isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -18,7 +18,7 @@ from otel_cmb import config
 from otel_cmb.config import Setting, Settings
 from otel_cmb.errors import ConfigurationError
 
-__all__ = ["SERVE_SETTINGS", "Address", "ServeSettings", "load"]
+__all__ = ["SERVER_DEFAULTS", "SERVE_SETTINGS", "Address", "ServeSettings", "load"]
 
 _MIB = 1_048_576
 OFF = ("off", "none")
@@ -156,6 +156,10 @@ def _read_toml(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return found, serve
 
 
+SERVER_DEFAULTS = {"batch_size": 512}
+"""General settings that a server has another default for. Exporters send 512 spans: a request is one transaction."""
+
+
 def load(
     flags: Mapping[str, Any], general_flags: Mapping[str, Any] | None = None, *,
     config_file: str | None = None, env: Mapping[str, str] | None = None,
@@ -195,6 +199,8 @@ def load(
                     f"{config_file}: {setting.name}: found {value!r}, expected {setting.allowed}"
                 ) from error
             general.setdefault(setting.name, value)
+        elif setting.name in SERVER_DEFAULTS and not any(environ.get(variable) for variable in setting.env):
+            general.setdefault(setting.name, SERVER_DEFAULTS[setting.name])
     return serve, config.load(environ, **general)
 
 
