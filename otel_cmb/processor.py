@@ -91,7 +91,7 @@ class CMBSpanProcessor(SpanProcessor):
                     if key not in given:
                         span.set_attribute(key, str(value))
             above = values.get(PARENT_EVENT_ID)
-            if above and not get_current_span(parent_context).is_recording():  # within a process the ancestors are known
+            if above and not _is_known(get_current_span(parent_context), span):
                 stamp.parent_event_id = str(above)
                 if PARENT_EVENT_ID not in given:
                     span.set_attribute(PARENT_EVENT_ID, str(above))
@@ -109,6 +109,12 @@ class CMBSpanProcessor(SpanProcessor):
 
 def _rebuilt(kind: type[CMBSpanProcessor], keywords: dict[str, Any]) -> CMBSpanProcessor:
     return kind(**keywords)
+
+
+def _is_known(parent: Any, span: Span) -> bool:
+    """Whether the trace tells what is above the span: within a process and a provider, but not beyond."""
+    processor = getattr(span, "_span_processor", None)
+    return parent.is_recording() and getattr(parent, "_span_processor", None) is processor
 
 
 def _unseen() -> Stamp:

@@ -29,9 +29,9 @@ def begin_immediate(connection: Connection) -> None:
     driver = connection.connection.driver_connection
     assert driver is not None
     milliseconds = driver.execute("PRAGMA busy_timeout").fetchone()[0]
-    if milliseconds:
-        driver.execute("PRAGMA busy_timeout=0")
     try:
+        if milliseconds:
+            driver.execute("PRAGMA busy_timeout=0")
         if not _has_begun(driver, milliseconds / 1000):
             connection.exec_driver_sql(_BEGIN)  # the last attempt, and the one whose error is told
         elif not connection.in_transaction():

@@ -12,6 +12,7 @@ from fault_support import events, tracing
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.propagate import inject
+from opentelemetry.sdk.trace import TracerProvider
 
 from otel_cmb import spans
 from otel_cmb.block import TRACER_KEY
@@ -71,3 +72,24 @@ def test_within_a_process_nobody_needs_to_be_told(sqlite_url: str, state_dir: Pa
         assert processor.force_flush(10_000)
     forget_pipelines()
     assert all("cmb.parent_event_id" not in json.dumps(row) for row in events(sqlite_url).values())
+
+
+def test_a_span_of_a_provider_that_is_not_written_breaks_no_tree(sqlite_url: str, state_dir: Path) -> None:
+    """As with other processes: what is between is known to nobody here. Within a provider no span carries the name."""
+    elsewhere = TracerProvider().get_tracer("elsewhere")
+    chat = {"gen_ai.operation.name": "chat"}
+    with tracing(sqlite_url, state_dir) as (tracer, processor):
+        token = otel_context.attach(otel_context.set_value(TRACER_KEY, tracer))
+        with spans.agent_call("near"):
+            with elsewhere.start_as_current_span("between"), tracer.start_as_current_span("chat", attributes=chat) as below:
+                assert "cmb.parent_event_id" in below.attributes
+            with tracer.start_as_current_span("execute_tool f", attributes={"gen_ai.operation.name": "execute_tool"}) as tool:
+                inside = otel_context.get_current()
+            assert "cmb.parent_event_id" not in tool.attributes
+            tracer.start_span("chat", inside, attributes=chat).end()  # after its parent has ended
+        otel_context.detach(token)
+        assert processor.force_flush(10_000)
+    rows = list(events(sqlite_url).values())
+    [near], [called] = ([row for row in rows if row["event_type"] == kind] for kind in ("agent_call", "tool_call"))
+    chats = [row for row in rows if row["event_type"] == "llm_call"]
+    assert [(row["parent_event_id"], row["depth"]) for row in chats] == [(near["id"], 1), (called["id"], 2)]

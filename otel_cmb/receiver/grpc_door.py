@@ -220,7 +220,7 @@ class GrpcDoor:
                 return None
             if not place.add(len(body)):
                 return house.say("grpc", signal, "overloaded", "too many bytes at once")
-            return await house.work("grpc", signal, body, caller, encoding=_encoding(body))
+            return await house.work(place, signal, body, caller, encoding=_encoding(body))
         except asyncio.TimeoutError:
             timeout = house.settings.read_timeout
             return house.say("grpc", signal, "slow", f"the message did not arrive within {timeout:g} s")

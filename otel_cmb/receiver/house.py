@@ -29,6 +29,8 @@ OWN_FILES = 512
 """Open files that are not a client's: journal, database, and connections accepted while others are on their way out."""
 LOOK_SECONDS = 0.1
 """How often the process's memory is looked at while requests arrive."""
+IN_VAIN_SECONDS = 1.0
+"""Memory above the limit that stays for so long, although all who were arriving have gone, is not theirs."""
 MAKE_ROOM = "the request arrived too slowly for a server that has much to do"
 
 T = TypeVar("T")
@@ -56,11 +58,16 @@ class House:
     working: Gate = field(init=False)
     pool: ThreadPoolExecutor = field(init=False)
     _watching: asyncio.Task[None] | None = field(init=False, default=None)
+    _allowed: int = field(init=False)
+    """Bytes of memory above which those that arrive slowly make room: the limit, or more while the rest of the process has
+    that much by itself."""
+    _above_since: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         settings = self.settings
         self.connections = _connections(settings)
         self.reading = Room(READING, max(settings.max_memory_mib * MIB // 2, settings.max_bytes))
+        self._allowed = settings.max_memory_mib * MIB
         self.working = Gate(2 * settings.max_concurrent)
         self.pool = ThreadPoolExecutor(settings.max_concurrent, thread_name_prefix="otel-cmb-request")
 
@@ -116,16 +123,14 @@ class House:
     async def _watch(self) -> None:
         """While requests arrive: when the process has too much memory, those that are slow make room. How much of a message
         has come is known to gRPC alone, before it is whole; the process's memory is what shows it."""
-        loop, limit = asyncio.get_running_loop(), self.settings.max_memory_mib * MIB
+        loop = asyncio.get_running_loop()
         before, calm_at = self.reading.turned_out, 0.0
         try:
             while True:
                 await asyncio.sleep(LOOK_SECONDS)
-                if memory.resident() > limit:
+                if memory.resident() > self._allowed:
                     await loop.run_in_executor(None, memory.trim)
-                    if (found := memory.resident()) > limit and (number := self.reading.turn_out_half()):
-                        _LOG.warning("the process has %d MiB of memory, more than %d: requests that arrive slowly are told to "
-                                     "come back, %d now", found // MIB, limit // MIB, number)
+                self._weigh(memory.resident())
                 if self.reading.turned_out != before:
                     before, calm_at = self.reading.turned_out, time.monotonic() + 1
                 elif not self.reading.arriving and time.monotonic() > calm_at:
@@ -134,6 +139,25 @@ class House:
                 await loop.run_in_executor(None, memory.trim)
         finally:
             self._watching = None
+
+    def _weigh(self, found: int) -> None:
+        """The process has so many bytes of memory. Nobody is turned out for what others hold for good, e.g. the traces of a
+        database that is away: or an honest sender behind a slow line would never be through."""
+        limit = self.settings.max_memory_mib * MIB
+        if found <= self._allowed:
+            self._above_since = None
+            self._allowed = max(limit, min(self._allowed, found + limit // 4))
+            return
+        now = time.monotonic()
+        if self._above_since is None:
+            self._above_since = now
+        if now - self._above_since >= IN_VAIN_SECONDS and not self.reading.arriving_since(self._above_since):
+            self._allowed, self._above_since = found + limit // 4, None
+            _LOG.warning("the process has %d MiB of memory, more than %d, and not for requests that arrive: they have room "
+                         "up to %d MiB", found // MIB, limit // MIB, self._allowed // MIB)
+        elif number := self.reading.turn_out_half():
+            _LOG.warning("the process has %d MiB of memory, more than %d: requests that arrive slowly are told to "
+                         "come back, %d now", found // MIB, self._allowed // MIB, number)
 
     async def close(self) -> None:
         """No request is inside any more."""
@@ -146,13 +170,14 @@ class House:
     # -- working -------------------------------------------------------------------------------------------------------
 
     async def work(
-        self, door: str, signal: str, body: bytes, caller: Caller, *, as_json: bool = False, encoding: str = "identity"
+        self, place: Place, signal: str, body: bytes, caller: Caller, *, as_json: bool = False, encoding: str = "identity"
     ) -> Answer:
         """Take a request in a thread. Its place is kept until it is done, also when its client goes away meanwhile."""
         if not self.working.enter():
-            return self.say(door, signal, "overloaded", "too many requests at once")
-        job = partial(self.intake.take, door, signal, body, as_json=as_json, encoding=encoding, caller=caller)
+            return self.say(place.door, signal, "overloaded", "too many requests at once")
+        job = partial(self.intake.take, place.door, signal, body, as_json=as_json, encoding=encoding, caller=caller)
         future = asyncio.get_running_loop().run_in_executor(self.pool, job)
+        place.work = future
         future.add_done_callback(lambda _: self.working.leave())
         return await asyncio.shield(future)
 

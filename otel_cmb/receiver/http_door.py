@@ -63,7 +63,7 @@ class HttpDoor:
         self._opened = contextlib.AsyncExitStack()
         self._opening = asyncio.Lock()
         settings = house.settings
-        self._crowd = Crowd(house.connections, partial(house.reading.turn_out_oldest, "http"))
+        self._crowd = Crowd(house.connections, partial(house.reading.turn_out_one, "http"), tls=house.tls is not None)
         routes: list[BaseRoute] = [
             Route("/v1/traces", self._traces, methods=["POST"]),
             Route("/v1/logs", self._logs, methods=["POST"]),
@@ -153,7 +153,7 @@ class HttpDoor:
             raise _Respond(house.say("http", signal, "overloaded", "too many requests"))
         try:
             body = await self._read(request, signal, place)
-            return await house.work("http", signal, body, caller, as_json=as_json, encoding=encoding)
+            return await house.work(place, signal, body, caller, as_json=as_json, encoding=encoding)
         finally:
             place.leave()
 
@@ -288,7 +288,7 @@ class _Server(uvicorn.Server):
 
 def _protocol(crowd: Crowd) -> type[H11Protocol]:
     """uvicorn's HTTP/1.1, which tells the crowd what a connection is at: that has what uvicorn lacks against half-open
-    connections, slow heads and too many of them."""
+    connections, slow heads, answers that nobody takes, and too many of them."""
 
     class Guarded(H11Protocol):
         _number = -1
@@ -310,8 +310,19 @@ def _protocol(crowd: Crowd) -> type[H11Protocol]:
             super().on_response_complete()
             if self.cycle is not before:  # one that was sent ahead begins
                 self._under_way()
-            elif not self.transport.is_closing():
+            elif self.transport.is_closing():
+                crowd.unread(self._number)
+            else:
                 crowd.answered(self._number)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            crowd.unread(self._number)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if not self.transport.is_closing():
+                crowd.read(self._number)
 
         def _under_way(self) -> None:
             if not self.cycle.response_complete:
