@@ -120,7 +120,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("max_value_bytes", 262_144, _whole(256),
             "Longest text kept of one value, in bytes of UTF-8; the rest is replaced by a marker with length and digest."),
     Setting("code_tools", CODE_TOOLS, _names, "Names of tools whose calls are code executions."),
-    Setting("batch_size", 256, _whole(1), "Most spans in one transaction; `otel-cmb serve` takes 512 if not told."),
+    Setting("batch_size", 256, _whole(1), "Most spans in one transaction; `otel-cmb serve` takes 512 on SQLite."),
     Setting("live_ms", 100, _whole(10), "How often running spans are looked at; a row appears within 250 ms with the default."),
     Setting("export_timeout", 10.0, _number, "Seconds an exporter's `export` waits for the commit."),
     Setting("connect_timeout", 5.0, _number, "Seconds to wait for a connection, and for `attach()` to be answered."),

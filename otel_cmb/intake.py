@@ -29,7 +29,7 @@ from otel_cmb.trouble import Trouble
 
 __all__ = ["Intake", "parked_in"]
 
-FRESH, FRESH_OF_SERVER = 128, 2048
+FRESH, FRESH_OF_SERVER = 128, 1024
 """Most spans kept in memory besides their record, so that a writer that keeps up need not decode them."""
 
 FRESH_BYTES = 16_384

@@ -321,4 +321,5 @@ def test_a_request_of_512_spans_is_one_transaction_unless_somebody_says_otherwis
     assert batch_size("batch_size = 100") == 100
     assert batch_size("batch_size = 100", OTEL_EXPORTER_CMB_BATCH_SIZE="50") == 50
     assert batch_size(OTEL_EXPORTER_CMB_BATCH_SIZE="256") == 256
+    assert batch_size('database_url = "postgresql://localhost/x"') == 256
     assert load({}, {"batch_size": 7}, env={})[1].batch_size == 7

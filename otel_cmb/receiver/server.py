@@ -175,7 +175,7 @@ def serve(settings: ServeSettings, general: Settings) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from otel_cmb.pipeline import NO_ANSWER, get_pipeline, state_directory
 
-    memory.few_arenas()
+    memory.keep_little()
     _raise_file_limit()
     state_directory(general)  # a malformed database URL is an error now, an unreachable database is not
     pipeline = get_pipeline(general, per_trace_runs=True)
