@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from otel_cmb.assemble_tree import Node
+from otel_cmb.assemble_tree import Node, encloses
 from otel_cmb.mapper import Facts
 from otel_cmb.mapper_results import unquoted
 from otel_cmb.vocabulary.base import AGENT, CONTAINER, LLM
@@ -168,7 +168,7 @@ def _holds(outer: Node, inner: Node) -> bool:
         return (
             b.found.get("operation") == "execute_task"
             and _runnable(b) == a.agent
-            and (one.end_ns is None or (other.end_ns is not None and other.end_ns <= one.end_ns))
+            and encloses(outer, inner)
         )
     return (
         outer.kind == LLM and _is_log(inner) and not _is_log(outer)

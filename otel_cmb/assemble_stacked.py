@@ -12,7 +12,7 @@ import re
 
 from otel_cmb.assemble_messages import incoming
 from otel_cmb.assemble_payload import payload_of
-from otel_cmb.assemble_tree import Node, all_members, sort_key, take
+from otel_cmb.assemble_tree import Node, all_members, encloses, sort_key, take
 from otel_cmb.mapper_results import canonical
 from otel_cmb.vocabulary.base import AGENT, CODE, LLM, TOOL
 
@@ -73,18 +73,13 @@ def _one_question(a: Node, b: Node) -> bool:
     asked, answered = ([payload_of(node.best, LLM).tokens.get(key) for node in (a, b)] for key in _COUNTS)
     if None not in asked and asked[0] != asked[1]:
         return False
-    if None not in answered and answered[0] != answered[1] and not (_encloses(a, b) or _encloses(b, a)):
+    if None not in answered and answered[0] != answered[1] and not (encloses(a, b) or encloses(b, a)):
         return False
     one, other = _last_words(a), _last_words(b)
     return one is None or other is None or one.startswith(other) or other.startswith(one)
 
 
 _COUNTS = ("prompt_tokens", "completion_tokens")
-
-
-def _encloses(outer: Node, inner: Node) -> bool:
-    one, other = outer.facts.span, inner.facts.span
-    return one.start_ns <= other.start_ns and (one.end_ns is None or (other.end_ns is not None and other.end_ns <= one.end_ns))
 
 
 def _last_words(node: Node) -> str | None:
@@ -160,7 +155,7 @@ def _one_act(a: Node, b: Node) -> bool:
         if {one.kind, other.kind} != _BOTH_ENDS:
             return False
         client, server = (a, b) if one.kind == _CLIENT else (b, a)
-        if not _encloses(client, server):
+        if not encloses(client, server):
             return False
     ids = a.best.found.get("tool_call_id"), b.best.found.get("tool_call_id")
     if None not in ids and ids[0] != ids[1]:

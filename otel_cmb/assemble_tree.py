@@ -16,7 +16,7 @@ from otel_cmb.mapper_results import canonical
 from otel_cmb.messages import as_json
 from otel_cmb.vocabulary.base import AGENT, APPROVAL, CODE, CONTAINER, HANDOFF, LLM, TOOL
 
-__all__ = ["Node", "all_members", "both_said", "build", "merge", "ran_nothing", "sort_key", "take"]
+__all__ = ["Node", "all_members", "both_said", "build", "encloses", "merge", "ran_nothing", "sort_key", "take"]
 
 
 MOST = 64
@@ -61,6 +61,12 @@ Nodes: TypeAlias = "list[Node] | tuple[()]"
 """No list where there is nothing: most nodes are leaves, and a trace has as many as it has spans."""
 
 sort_key: Callable[[Node], tuple[int, str]] = attrgetter("facts.span.start_ns", "facts.id")
+
+
+def encloses(outer: Node, inner: Node) -> bool:
+    """Whether the time of one span lies within that of the other, which may still run."""
+    one, other = outer.facts.span, inner.facts.span
+    return one.start_ns <= other.start_ns and (one.end_ns is None or (other.end_ns is not None and other.end_ns <= one.end_ns))
 
 
 def build(facts: Iterable[Facts], record_all: bool) -> list[Node]:

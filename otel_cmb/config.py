@@ -90,6 +90,10 @@ class Setting:
     def env(self) -> tuple[str, ...]:
         return (PREFIX + self.name.upper(), *self.extra_env)
 
+    def said(self, environ: Mapping[str, str]) -> str | None:
+        """The variable that gives it a value; `None`: none does."""
+        return next((variable for variable in self.env if environ.get(variable)), None)
+
     @property
     def allowed(self) -> str:
         return self.parse.__doc__ or "text"
@@ -186,11 +190,8 @@ def load(env: Mapping[str, str] | None = None, **keywords: Any) -> Settings:
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         value, source = keywords.get(setting.name), f"keyword {setting.name}"
-        if value is None:
-            for variable in setting.env:
-                if environ.get(variable):
-                    value, source = environ[variable], variable
-                    break
+        if value is None and (variable := setting.said(environ)) is not None:
+            value, source = environ[variable], variable
         if value is None:
             values[setting.name] = setting.default
             continue

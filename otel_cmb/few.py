@@ -1,10 +1,13 @@
-"""What was found out of resources and scopes, of which a process has a handful and every span has both."""
+"""What was found out of what many spans have in common: resources and scopes, of which a process has a handful and every span
+has both, and names."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, TypeVar
 
-__all__ = ["Few", "weight"]
+__all__ = ["Few", "unless_long", "weight"]
 
 MOST_BYTES = 8 * 1024 * 1024
 """Of what one cache keeps: a sender may make each resource as large as a request."""
@@ -12,6 +15,9 @@ _OBJECT = 64
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+LONG = 512
+"""Names of more characters are not remembered: a sender may make thousands of them as long as a value."""
 
 
 class Few(dict[K, V]):
@@ -32,6 +38,17 @@ class Few(dict[K, V]):
         self._weight += weight
         self[key] = value
         return value
+
+
+def unless_long(remembering: Callable[..., V]) -> Callable[..., V]:
+    """A function of names with an `lru_cache`, which long names do not get into."""
+    plain: Callable[..., V] = remembering.__wrapped__  # type: ignore[attr-defined]
+
+    @wraps(plain)
+    def ask(*names: str) -> V:
+        return remembering(*names) if sum(map(len, names)) <= LONG else plain(*names)
+
+    return ask
 
 
 def weight(*values: Any) -> int:

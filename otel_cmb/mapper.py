@@ -12,6 +12,7 @@ from typing import Any
 
 from otel_cmb.config import CODE_TOOLS
 from otel_cmb.event import STATUS_ERROR, Span, event_id
+from otel_cmb.few import unless_long
 from otel_cmb.mapper_facts import Facts, from_skeleton, is_event, named, named_run, placed, skeleton
 from otel_cmb.mapper_results import as_mapping, error_result, unquoted, whole
 from otel_cmb.mapper_shape import Shape, shape_of
@@ -105,17 +106,11 @@ def _classify(facts: Facts, shape: Shape) -> None:
     if shape.present is not None:
         facts.kind = shape.present
     elif facts.kind != PLAIN:
-        overridden = _overridden if len(span.name) + len(span.scope.name) <= LONG else _overridden.__wrapped__
-        facts.kind = overridden(span.scope.name, span.name) or facts.kind
+        facts.kind = _overriding(span.scope.name, span.name) or facts.kind
     else:
-        by_name = _by_name if len(span.name) + len(span.scope.name) <= LONG else _by_name.__wrapped__
-        facts.kind, name, text = by_name(span.scope.name, span.name)
+        facts.kind, name, text = _told_by_name(span.scope.name, span.name)
         if name is not None:
             facts.found.setdefault(name, text)
-
-
-LONG = 512
-"""Names of more characters are not remembered: a sender may make thousands of them as long as a value."""
 
 
 @lru_cache(maxsize=4096)
@@ -141,6 +136,7 @@ def _by_name(scope: str, name: str) -> tuple[str, str | None, str | None]:
     return PLAIN, None, None
 
 
+_overriding, _told_by_name = unless_long(_overridden), unless_long(_by_name)
 _GROUP_FIELDS = {"agent": "agent_name", "tool": "tool_name", "model": "request_model"}
 
 

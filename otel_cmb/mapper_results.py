@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from otel_cmb.few import unless_long
 from otel_cmb.messages import as_json, python_literal
 
 __all__ = [
@@ -41,19 +42,14 @@ def structure_of(result: str) -> Any:
     return python_literal(result) if parsed is result else parsed
 
 
-LONG = 512
-"""Names of more characters are not remembered: a sender may make thousands of them as long as a value."""
-
-
-def canonical(name: str) -> str:
-    """A tool's name without case, separators and the word "tool": `PythonREPL_Tool` is `python_repl`."""
-    return _canonical(name) if len(name) <= LONG else _canonical.__wrapped__(name)
-
-
 @lru_cache(maxsize=4096)
 def _canonical(name: str) -> str:
+    """A tool's name without case, separators and the word "tool": `PythonREPL_Tool` is `python_repl`."""
     text = "".join(letter for letter in name.lower() if letter.isalnum())
     return text.removesuffix("tool") or text
+
+
+canonical = unless_long(_canonical)
 
 
 _EXIT_HEAD = re.compile(r"\s*exit ?code:? *(-?\d{1,10})\b", re.IGNORECASE)

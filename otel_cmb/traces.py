@@ -137,8 +137,6 @@ class Change:
     trace: Trace
     before: dict[str, Event]
     after: dict[str, Event]
-    new: list[Event] = field(default_factory=list)
-    """Events of `after` that have no row yet."""
 
 
 class TraceCache:

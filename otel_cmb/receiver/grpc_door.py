@@ -9,7 +9,6 @@ has no limit on the size it produces; a compressed message reaches us as it was 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -29,7 +28,6 @@ from otel_cmb.receiver.tls import TlsFiles
 
 __all__ = ["GrpcDoor", "server_options"]
 
-_LOG = logging.getLogger("otel_cmb.receiver")
 SERVICES = {
     "traces": "opentelemetry.proto.collector.trace.v1.TraceService",
     "logs": "opentelemetry.proto.collector.logs.v1.LogsService",

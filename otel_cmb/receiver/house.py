@@ -128,9 +128,11 @@ class House:
         try:
             while True:
                 await asyncio.sleep(LOOK_SECONDS)
-                if memory.resident() > self._allowed:
+                found = memory.resident()
+                if found > self._allowed:
                     await loop.run_in_executor(None, memory.trim)
-                self._weigh(memory.resident())
+                    found = memory.resident()
+                self._weigh(found)
                 if self.reading.turned_out != before:
                     before, calm_at = self.reading.turned_out, time.monotonic() + 1
                 elif not self.reading.arriving and time.monotonic() > calm_at:

@@ -177,8 +177,8 @@ def load(
     for setting in SERVE_SETTINGS:
         name = setting.name.removeprefix("serve_")
         value, source = flags.get(name), f"--{name.replace('_', '-')}"
-        if value is None and environ.get(setting.env[0]):
-            value, source = environ[setting.env[0]], setting.env[0]
+        if value is None and (variable := setting.said(environ)) is not None:
+            value, source = environ[variable], variable
         if value is None and name in serve_file:
             value, source = serve_file[name], f"{config_file}: serve.{name}"
         if value is None:
@@ -192,7 +192,7 @@ def load(
     general = {name: value for name, value in (general_flags or {}).items() if value is not None}
     # the environment outranks the file, so what the environment has is not taken from the file
     for setting in config.SETTINGS:
-        if setting.name in general_file and not any(environ.get(variable) for variable in setting.env):
+        if setting.name in general_file and setting.said(environ) is None:
             value = general_file[setting.name]
             try:
                 setting.parse(value)
@@ -202,7 +202,7 @@ def load(
                 ) from error
             general.setdefault(setting.name, value)
     found = config.load(environ, **general)
-    unsaid = "batch_size" not in general and not any(environ.get(variable) for variable in BATCH_SIZE.env)
+    unsaid = BATCH_SIZE.name not in general and BATCH_SIZE.said(environ) is None
     if unsaid and found.database_url.startswith("sqlite"):
         found = replace(found, batch_size=SQLITE_BATCH)
     return serve, found
