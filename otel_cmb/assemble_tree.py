@@ -181,6 +181,8 @@ def merge(ordered: list[Node]) -> list[Node]:
                 again = {id(kid) for kid in taken if kid.facts.span.scope.name == node.facts.span.scope.name}
                 if len(again) > 1:  # one instrumentation tells of one act twice, not three times: what calls itself
                     taken = [kid for kid in taken if id(kid) not in again]
+            if node.kind == AGENT:
+                taken = [kid for kid in taken if not _calls_itself(node, kid)]
             for kid in taken:
                 take(node, kid)
         if node.kind == AGENT:
@@ -288,6 +290,17 @@ def _two_acts(node: Node, kid: Node) -> bool:
         return False
     one, other = (as_json(facts.found.get("tool_arguments", facts.found.get("input"))) for facts in (a, b))
     return one is not None and other is not None and bool(one != other)
+
+
+def _calls_itself(node: Node, kid: Node) -> bool:
+    """Whether an agent calls one of its name, rather than being told of twice: of one act one instrumentation's spans have
+    two names (`invoke_agent x` and `x.workflow`), or the outer one holds nothing beyond the time of the inner one."""
+    span = node.facts.span
+    again = any(
+        one.facts.span.name == span.name and one.facts.span.scope.name == span.scope.name
+        for one in (kid, *all_members(kid))
+    )
+    return again and any(other is not kid and not encloses(kid, other) for other in node.kids)
 
 
 def _always(node: Node, kid: Node) -> bool:  # noqa: ARG001 - one shape for all rules

@@ -252,6 +252,30 @@ def test_an_agent_that_calls_its_like_again_and_again_is_no_duplicate() -> None:
     assert types(tool(1, "f"), tool(2, "f", 1), tool(3, "f", 1)) == ["tool_call"] * 3
 
 
+def test_an_agent_with_work_of_its_own_that_calls_its_like_is_no_duplicate() -> None:
+    """What was done before or after the inner call was done by the outer one."""
+
+    def own(number: int, parent: int | None, start: int, end: int, scope: str = "s", name: str = "invoke_agent a") -> Span:
+        attributes = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "a"}
+        return span(number, parent, attributes, name=name, start=start, end=end, scope=scope)
+
+    def model(number: int, parent: int, start: int) -> Span:
+        return chat(number, parent, (1, 1), start=start, end=start + 10, scope="s")
+
+    outer, inner = own(1, None, 0, 900), own(2, 1, 100, 500)
+    within, before, after = model(3, 2, 110), model(4, 1, 10), model(5, 1, 600)
+    assert types(outer, inner, within) == ["agent_call", "llm_call"]
+    for outside in (before, after):
+        assert sorted(types(outer, inner, within, outside)) == ["agent_call", "agent_call", "llm_call", "llm_call"]
+    assert types(outer, inner, within, model(6, 1, 300)) == ["agent_call", "llm_call", "llm_call"]
+    assert types(outer, own(2, 1, 100, 500, name="a.workflow"), within, after) == ["agent_call", "llm_call", "llm_call"]
+
+    stacked = own(1, None, 0, 900), own(2, 1, 1, 899, "t"), own(3, 2, 100, 500), own(4, 3, 101, 499, "t")
+    found = events(*stacked, model(5, 4, 110), model(6, 2, 600))
+    assert sorted((event.event_type, len(event.spans)) for event in found) == [
+        ("agent_call", 2), ("agent_call", 2), ("llm_call", 1), ("llm_call", 1)]
+
+
 def test_runs_keep_duplicates_apart() -> None:
     found = events(agent(1, "a"), span(2, 1, {OI: "AGENT", "agent.name": "a"}, run="run-2"))
     assert [(event.run_id, len(event.spans)) for event in found] == [("run-1", 1), ("run-2", 1)]
