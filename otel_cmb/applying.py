@@ -95,7 +95,7 @@ class Applying:
         self._side.write(connection, due.side)
         self._links.settle(connection, changes, gone, outside)
         self._known.save(connection, saving)
-        self._enriching.tell(connection, changes)
+        self._enriching.tell(connection, changes, prepared.runs)
         for change in changes:
             unread = {id_: change.trace.orders[id_] for id_ in change.trace.unread}
             change.trace.orders = {**unread, **{id_: orders[id_] for id_ in change.after}}

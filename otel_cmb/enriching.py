@@ -1,15 +1,15 @@
-"""What runs learn from their events: who acts in them and with which model, and when a receiver's run is over."""
+"""What runs learn from their events: who acts in them and with which model, that they go on, when a receiver's run is over."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection
 
 from otel_cmb.event import Event
 from otel_cmb.placing import Placing
 from otel_cmb.traces import Change
-from otel_cmb.workflow import Workflow
+from otel_cmb.workflow import RunRow, Workflow
 
 __all__ = ["Enriching"]
 
@@ -30,13 +30,21 @@ class Enriching:
         """The transaction failed, or the database may be another."""
         self._told.clear()
 
-    def tell(self, connection: Connection, changes: Sequence[Change]) -> None:
-        """Agent and model for runs that did not know them; the end for runs that a receiver made for a trace."""
+    def tell(self, connection: Connection, changes: Sequence[Change], runs: Mapping[str, RunRow]) -> None:
+        """Agent and model for runs that did not know them; that a run goes on which was taken for ended; the end for runs
+        that a receiver made for a trace."""
         ended: set[str] = set()
+        going: set[str] = set()
         for change in changes:
             for event in change.after.values():
                 if event.run_id and event is not change.before.get(event.id):
                     self._tell_agent_and_model(connection, event, event.run_id)
+                    over = runs[event.run_id].completed_ns
+                    if over is not None and (event.completed_ns or event.started_ns) // 1_000 > over // 1_000:
+                        going.add(event.run_id)
+        for run_id in sorted(going):
+            self._workflow.go_on(connection, run_id)
+        for change in changes:
             if self._placing.per_trace and change.after:
                 self._end_with_root(connection, change, ended)
 

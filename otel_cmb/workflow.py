@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from otel_cmb import clock
 from otel_cmb.binding import Binding
-from otel_cmb.dialects import SQLITE, in_list, insert_sql, list_param, mark, timestamp
+from otel_cmb.dialects import SQLITE, in_list, insert_sql, list_param, mark, timestamp, timestamp_ns
 from otel_cmb.errors import RunNotFoundError, SchemaError
 from otel_cmb.rows import json_text
 from otel_cmb.sanitize import fit
@@ -42,6 +42,8 @@ class RunRow:
 
     id: str
     session_id: str
+    completed_ns: int | None = None
+    """When it ended; not known of a run beside an application."""
 
 
 class Workflow:
@@ -111,9 +113,10 @@ class Workflow:
             return {}
         table = self.table("workflow_runs")
         rows = connection.exec_driver_sql(
-            f'SELECT id, session_id FROM {table} WHERE {in_list(self._dialect, "id")}',
+            f"SELECT id, session_id, {'completed_at' if self._binding.owned else 'NULL'} FROM {table} "
+            f"WHERE {in_list(self._dialect, 'id')}",
             (list_param(self._dialect, wanted),))
-        found = {row[0]: RunRow(row[0], row[1]) for row in rows}
+        found = {row[0]: RunRow(row[0], row[1], None if row[2] is None else timestamp_ns(row[2])) for row in rows}
         missing = wanted - set(found)
         if missing and not self._binding.owned and self._has("workflow_runs", "meta"):
             found.update(self._aliases(connection, missing))
@@ -212,6 +215,15 @@ class Workflow:
             self.update(connection, "dag_nodes", {"run_id": run_id, "status": "running"}, {"status": "failed"})
             self.update(connection, "workflow_steps", {"run_id": run_id, "status": "running"}, {
                 "status": "failed", "completed_at": at_ns, "error_message": error})
+
+    def go_on(self, connection: Connection, run_id: str) -> None:
+        """Something came for a run that has ended: where that was only assumed, because nothing came, it goes on."""
+        row = connection.exec_driver_sql(
+            f"SELECT meta FROM {self.table('workflow_runs')} WHERE id = {self._mark}", (run_id,)).fetchone()
+        meta = as_dict(row[0]) if row is not None else {}
+        if meta.pop("ended", None) == QUIET:
+            self.update(
+                connection, "workflow_runs", {"id": run_id}, {"status": "executing", "completed_at": None, "meta": meta})
 
     def enrich_run(self, connection: Connection, run_id: str, column: str, value: str) -> None:
         """`agent` or `model` of a run that did not know it; beside an application only of a run made by us."""

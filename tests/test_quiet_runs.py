@@ -101,6 +101,27 @@ def test_a_run_that_was_made_because_it_was_missing_ends_too(take, database_url:
         assert reader.run("quiet").status == "failed"  # the program's own word outranks what was assumed
 
 
+def test_a_run_in_which_something_happens_after_its_assumed_end_goes_on(take, database_url: str) -> None:
+    take(agent(1, 1, 7300), agent(2, 2, 7300))
+    assert len(end_quiet_runs(take.settings)) == 2
+    runs = take(agent(3, 1, 7400, parent=f"{1:016x}"))  # came late, and happened before the end that was assumed
+    assert runs["a1"].status == "completed"
+    runs = take(agent(4, 1, 10))
+    assert (runs["a1"].status, runs["a1"].completed_at) == ("executing", None)
+    assert runs["a2"].status == "completed"
+    assert end_quiet_runs(config.load(database_url=database_url, quiet_time=5)) == [runs["a1"].id]
+    assert abs(time.time() - 10 - take()["a1"].completed_at.timestamp()) < 30
+
+
+def test_what_comes_after_the_end_that_a_program_told_changes_nothing(take) -> None:
+    pipeline = get_pipeline(take.settings, per_trace_runs=True)
+    at = time.time_ns() - 7200 * SECOND
+    pipeline.accept_command({"do": "run_start", "id": "named", "agent": "theirs", "at": at})
+    pipeline.accept_command({"do": "run_end", "id": "named", "status": "failed", "at": at + SECOND})
+    run = take(agent(1, 1, 60, stamp=Stamp(run_id="named")))["theirs"]
+    assert (run.status, run.completed_at.timestamp()) == ("failed", pytest.approx((at + SECOND) / SECOND, abs=0.001))
+
+
 def test_quiet_time_0_ends_none(take, monkeypatch: pytest.MonkeyPatch) -> None:
     take(agent(1, 1, 7200))
     monkeypatch.setenv("OTEL_EXPORTER_CMB_QUIET_TIME", "0")
