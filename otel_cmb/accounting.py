@@ -60,6 +60,7 @@ class Stats:
             self.ignored + self.merged + self.committed + self.pending + sum(self.parked.values()) + sum(self.lost.values()))
 
     def copy(self) -> Stats:
+        """The counts as they are now."""
         return replace(self, parked=dict(self.parked), lost=dict(self.lost))
 
     def as_dict(self) -> dict[str, Any]:
