@@ -119,17 +119,19 @@ Made from the docstrings by `python docs/make.py`; `help(otel_cmb)` says the sam
 imported from `otel_cmb`, the others are what these return. What raises, raises one of the errors at the end of this page.
 """
 
+AGENT_TEXT = (
+    "The first five are blocks for `with` and `async with`: the event is there from the start, completed at the end, and failed when "
+    "an exception leaves the block. The others are over at once. None raises because of what it is given.")
+
 PYTHON: dict[str, tuple[str, tuple[Any, ...]]] = {
     "Setting up": ("Once, at the start of a program.", (
         otel_cmb.configure, otel_cmb.CMBSpanProcessor, otel_cmb.CMBSpanExporter, accounting.Stats)),
     "Where things belong": ("Blocks for `with` and `async with`. What happens inside belongs to the run, node or step.", (
         otel_cmb.run, otel_cmb.attach, otel_cmb.node, otel_cmb.step, context.Run, context.Node, context.Step)),
-    "What an agent does": (
-        "The first five are blocks for `with` and `async with`: the event is there from the start, completed at the end, and failed "
-        + "when an exception leaves the block. The others are over at once. None raises because of what it is given.", (
-            otel_cmb.agent_call, otel_cmb.tool_call, otel_cmb.code_exec, otel_cmb.llm_call, otel_cmb.approval, otel_cmb.file_gen,
-            otel_cmb.handoff, otel_cmb.message, otel_cmb.error, otel_cmb.traced_agent, otel_cmb.traced_tool, spans.Block,
-            spans.AgentCall, spans.ToolCall, spans.CodeExec, spans.LLMCall, spans.Approval)),
+    "What an agent does": (AGENT_TEXT, (
+        otel_cmb.agent_call, otel_cmb.tool_call, otel_cmb.code_exec, otel_cmb.llm_call, otel_cmb.approval, otel_cmb.file_gen,
+        otel_cmb.handoff, otel_cmb.message, otel_cmb.error, otel_cmb.traced_agent, otel_cmb.traced_tool, spans.Block,
+        spans.AgentCall, spans.ToolCall, spans.CodeExec, spans.LLMCall, spans.Approval)),
     "Reading": ("", (
         otel_cmb.open_reader, Reader, *(getattr(records, name) for name in records.__all__ if name not in ("make", "maker")))),
     "In the place of cmbagent's own class": ("`from otel_cmb.compat.cmbagent import EventCaptureManager`", (EventCaptureManager,)),
