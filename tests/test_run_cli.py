@@ -219,6 +219,69 @@ def test_control_c_at_a_terminal_reaches_both_once(shell: Shell) -> None:
     if child == 0:
         os.chdir(shell.directory)
         os.execve(BIN / "otel-cmb", ["otel-cmb", "run", "--", "python", "program.py"], shell.environment(TERM="xterm"))
+    status, screen = at_control_c(child, terminal)
+    assert b"signals 1" in screen
+    assert os.waitstatus_to_exitcode(status) == 4
+    assert only_run(shell).status == "failed"
+    assert b"events" in screen, "a terminal sees how many there are"
+
+
+CLEANS_UP = """
+    import sys, time
+    with agent("engineer"):
+        pass
+    print("ready", flush=True)
+    try:
+        time.sleep(30)
+    except KeyboardInterrupt:
+        try:
+            time.sleep(1)
+            print("cleaned up", flush=True)
+        except KeyboardInterrupt:
+            print("interrupted twice", flush=True)
+        sys.exit(6)
+"""
+
+
+@pytest.mark.parametrize("way", ["timeout", "the group", "the group and us"])
+def test_a_signal_to_the_whole_group_reaches_the_program_once(shell: Shell, way: str) -> None:
+    """Nobody sits at a terminal; `timeout` signals its child and its group, `kill -INT -PGID` the group."""
+    shell.program(CLEANS_UP)
+    command = [BIN / "otel-cmb", "run", "--", "python", "program.py"]
+    if way == "timeout":
+        command = ["timeout", "--preserve-status", "-s", "INT", "4", *command]
+    process = subprocess.Popen(
+        command, cwd=shell.directory, env=shell.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    if way != "timeout":
+        assert process.stdout.readline() == "ready\n"
+        if way == "the group and us":
+            process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert out.splitlines()[-1] == "cleaned up", err
+    assert process.returncode == 6
+    assert only_run(shell).status == "failed"
+
+
+def test_control_c_reaches_the_program_once_where_its_input_is_a_file(shell: Shell) -> None:
+    import pty
+
+    shell.program(CLEANS_UP)
+    (shell.directory / "input").write_text("", encoding="utf-8")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(shell.directory)
+        os.dup2(os.open("input", os.O_RDONLY), 0)
+        os.execve(BIN / "otel-cmb", ["otel-cmb", "run", "--", "python", "program.py"], shell.environment(TERM="xterm"))
+    status, screen = at_control_c(child, terminal)
+    assert b"cleaned up" in screen, screen
+    assert os.waitstatus_to_exitcode(status) == 6
+
+
+def at_control_c(child: int, terminal: int) -> tuple[int, bytes]:
+    """How the command ended and all that it printed, when ^C is typed once its program is ready."""
     screen = b""
     while b"ready" not in screen:
         screen += os.read(terminal, 1000)
@@ -234,10 +297,24 @@ def test_control_c_at_a_terminal_reaches_both_once(shell: Shell) -> None:
         screen += data
     _, status = os.waitpid(child, 0)
     os.close(terminal)
-    assert b"signals 1" in screen
-    assert os.waitstatus_to_exitcode(status) == 4
-    assert only_run(shell).status == "failed"
-    assert b"events" in screen, "a terminal sees how many there are"
+    return status, screen
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", ">&-", "<&-"])
+def test_a_standard_stream_may_be_closed(shell: Shell, closed: str) -> None:
+    """A daemon's, or a careless script's: the program runs to its end, its exit code and its run come out right."""
+    shell.program("""
+        import sys, time
+        with agent("engineer"):
+            time.sleep(0.5)
+        open("came to its end", "w").close()
+        sys.exit(3)
+    """)
+    done = shell.run("sh", "-c", f"otel-cmb run --verbose -- python program.py {closed}")
+    assert done.returncode == 3, done.stderr
+    assert (shell.directory / "came to its end").exists()
+    [event] = shell.events()
+    assert (event.agent_name, only_run(shell).status) == ("engineer", "failed")
 
 
 # -- children ------------------------------------------------------------------------------------------------------

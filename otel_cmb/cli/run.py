@@ -13,14 +13,14 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from click.core import ParameterSource
 
 from otel_cmb import clock, config
 from otel_cmb.cli.options import database_options
+from otel_cmb.cli.run_signals import Witness, forwarding
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.context import ENVIRONMENT, NODE_ID, RUN_ID, SESSION_ID, STEP_ID
 from otel_cmb.database_url import check_url
@@ -57,7 +57,7 @@ class Target:
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--task", default=None, help="What the run is for; shown wherever the run is.")
 @click.option("--mode", default="one_shot", show_default=True, help="one_shot, planning_control, deep_research, ...")
-@click.option("--agent", default=None, help="Main agent; the first agent seen if not given.")
+@click.option("--agent", default=None, help="Main agent; if not given, the first that calls a model or has answered.")
 @click.option("--model", default=None, help="Main model; the first model seen if not given.")
 @click.option("--session", default=None, help="Id of a session, or the name of one that is found or made.")
 @click.option("--run", "run_id", default=None, envvar=RUN, metavar="RUN",
@@ -259,16 +259,14 @@ def _execute(
     arguments: Sequence[str], environment: Mapping[str, str], settings: Settings, run_id: str,
 ) -> tuple[int, str | None]:
     """Run the program; its exit code as a shell would give it, and why it counts as failed."""
-    try:
-        process = subprocess.Popen(arguments, env=dict(environment))  # noqa: S603 - running the user's command is the job
-    except OSError as error:
-        click.echo(f"otel-cmb: {arguments[0]} cannot be started: {error.strerror}", err=True)
-        return 127, f"cannot be started: {error.strerror}"
-    with _forwarding(process), _progress(settings, run_id):
-        while True:
-            with contextlib.suppress(KeyboardInterrupt):  # the program has got it too, and decides
-                code = process.wait()
-                break
+    with Witness() as witness:
+        try:
+            process = subprocess.Popen(arguments, env=dict(environment))  # noqa: S603 - running the user's command is the job
+        except OSError as error:
+            click.echo(f"otel-cmb: {arguments[0]} cannot be started: {error.strerror}", err=True)
+            return 127, f"cannot be started: {error.strerror}"
+        with forwarding(process, witness), _progress(settings, run_id):
+            code = process.wait()
     if code < 0:
         name = signal.Signals(-code).name
         return 128 - code, f"ended by {name}"
@@ -276,34 +274,13 @@ def _execute(
 
 
 @contextlib.contextmanager
-def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """SIGTERM, SIGHUP and (where no terminal has sent it to both already) SIGINT reach the program."""
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(number)
-
-    def from_terminal(_number: int, _frame: FrameType | None) -> None:
-        return
-
-    on_interrupt = from_terminal if sys.stdin is not None and sys.stdin.isatty() else forward
-    handlers = {signal.SIGTERM: forward, signal.SIGHUP: forward, signal.SIGINT: on_interrupt}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
 def _progress(settings: Settings, run_id: str) -> Iterator[None]:
     """Events so far, live, where a terminal watches: in its title, and on a line where the program's output goes elsewhere."""
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if not _is_terminal(sys.stderr) or os.environ.get("TERM") == "dumb":
         yield
         return
     stop = threading.Event()
-    line = not sys.stdout.isatty()
+    line = not _is_terminal(sys.stdout)
 
     def watch() -> None:
         from otel_cmb.reader import open_reader
@@ -325,6 +302,11 @@ def _progress(settings: Settings, run_id: str) -> Iterator[None]:
         thread.join(2)
         sys.stderr.write("\033]0;\007" + ("\r\033[K" if line else ""))
         sys.stderr.flush()
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody watches; a standard stream that is closed is none."""
+    return stream is not None and stream.isatty()
 
 
 def _finish(pipeline: Pipeline, settings: Settings, target: Target, failure: str | None) -> None:
