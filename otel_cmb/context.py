@@ -25,9 +25,9 @@ from opentelemetry.trace import Status, StatusCode
 
 from otel_cmb import clock
 from otel_cmb._version import __version__
-from otel_cmb.environment import Variable
 from otel_cmb.event import Stamp
 from otel_cmb.sanitize import clean_text
+from otel_cmb.surroundings import NODE, RUN, SESSION, STEP, remember_run, run_in, with_environment, writing_pipelines
 
 __all__ = ["Node", "Run", "Step", "attach", "current", "node", "run", "step", "tracer", "with_parent_event"]
 
@@ -35,9 +35,7 @@ RUN_ID, SESSION_ID, NODE_ID, STEP_ID = "cmb.run.id", "cmb.session.id", "cmb.node
 PARENT_EVENT_ID = "cmb.parent_event_id"
 EVENT_TYPE, NO_EVENT = "cmb.event.type", "none"
 
-ENVIRONMENT = {RUN_ID: "OTEL_CMB_RUN_ID", SESSION_ID: "OTEL_CMB_SESSION_ID",
-               NODE_ID: "OTEL_CMB_NODE_ID", STEP_ID: "OTEL_CMB_STEP_ID"}
-_run_variable = Variable(ENVIRONMENT[RUN_ID])
+ENVIRONMENT = {RUN_ID: RUN.name, SESSION_ID: SESSION.name, NODE_ID: NODE.name, STEP_ID: STEP.name}
 
 H = TypeVar("H")
 
@@ -79,18 +77,6 @@ def stamp_of(context: Context | None = None) -> Stamp:
 def current() -> Stamp:
     """Where the code is now: context first, then `OTEL_CMB_RUN_ID` and its relatives."""
     return with_environment(stamp_of())
-
-
-def with_environment(stamp: Stamp) -> Stamp:
-    """Fill what nobody said from the environment. A node or step of the environment's run goes with that run only."""
-    run_id = _run_variable.get()
-    if not run_id or stamp.run_id not in (None, run_id):
-        return stamp
-    stamp.run_id = run_id
-    stamp.session_id = stamp.session_id or os.environ.get(ENVIRONMENT[SESSION_ID]) or None
-    stamp.node_id = stamp.node_id or os.environ.get(ENVIRONMENT[NODE_ID]) or None
-    stamp.step_id = stamp.step_id or os.environ.get(ENVIRONMENT[STEP_ID]) or None
-    return stamp
 
 
 def made_here(run_id: str) -> bool:
@@ -212,6 +198,12 @@ def _record(command: dict[str, Any]) -> None:
         pipeline.accept_command(command)
 
 
+def _record_in(run_id: str | None, command: dict[str, Any]) -> None:
+    """The same for a row of this run, in every database that has its spans."""
+    for pipeline in writing_pipelines():
+        pipeline.accept_command({**command, "run": run_in(run_id, pipeline)})
+
+
 def run(
     mode: str = "one_shot", agent: str = "unknown", model: str = "unknown", task: str | None = None, *,
     session: str | None = None, run_id: str | None = None, meta: Mapping[str, Any] | None = None,
@@ -233,6 +225,7 @@ def run(
                  "task": task, "meta": dict(meta) if meta else None, "at": clock.now_ns()})
         if (pipeline := current_pipeline()) is not None:
             pipeline.remember_open("run", identifier)
+            remember_run(identifier, pipeline)
         return handle, f"run {mode}", {RUN_ID: identifier, SESSION_ID: None, NODE_ID: None, STEP_ID: None,
                                        PARENT_EVENT_ID: None}
 
@@ -260,6 +253,7 @@ def attach(run_id: str, node_id: str | None = None, step_id: str | None = None) 
 
         pipeline = current_pipeline() or get_pipeline(load())
         found["run"], found["session"] = pipeline.check_run(run_id)
+        remember_run(found["run"], pipeline)
 
     def enter() -> tuple[Run, str, dict[str, str | None]]:
         handle = Run(found["run"], found["session"])
@@ -277,14 +271,14 @@ def node(
     run_id = current().run_id
 
     def enter() -> tuple[Node, str, dict[str, str | None]]:
-        _record({"do": "node_start", "run": run_id, "id": node_id, "node_type": node_type, "agent": agent,
-                 "parent": parent, "at": clock.now_ns()})
+        _record_in(run_id, {"do": "node_start", "id": node_id, "node_type": node_type, "agent": agent, "parent": parent,
+                            "at": clock.now_ns()})
         return Node(node_id, run_id), f"node {node_id}", {NODE_ID: node_id}
 
     def leave(handle: Node, failure: str | None) -> None:
         message = failure or handle.failure
-        _record({"do": "node_end", "run": run_id, "id": node_id, "status": "failed" if message else "completed",
-                 "error": message, "at": clock.now_ns()})
+        _record_in(run_id, {"do": "node_end", "id": node_id, "status": "failed" if message else "completed",
+                            "error": message, "at": clock.now_ns()})
 
     return _Block(enter, leave)
 
@@ -295,12 +289,12 @@ def step(step_id: str | int, goal: str | None = None) -> _Block[Step]:
     run_id, identifier = current().run_id, str(step_id)
 
     def enter() -> tuple[Step, str, dict[str, str | None]]:
-        _record({"do": "step_start", "run": run_id, "id": identifier, "goal": goal, "at": clock.now_ns()})
+        _record_in(run_id, {"do": "step_start", "id": identifier, "goal": goal, "at": clock.now_ns()})
         return Step(identifier, run_id), f"step {identifier}", {STEP_ID: identifier}
 
     def leave(handle: Step, failure: str | None) -> None:
         message = failure or handle.failure
-        _record({"do": "step_end", "run": run_id, "id": identifier, "status": "failed" if message else "completed",
-                 "error": message, "at": clock.now_ns()})
+        _record_in(run_id, {"do": "step_end", "id": identifier, "status": "failed" if message else "completed",
+                            "error": message, "at": clock.now_ns()})
 
     return _Block(enter, leave)

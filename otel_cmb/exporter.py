@@ -12,11 +12,12 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otel_cmb import config
 from otel_cmb.accounting import Stats
-from otel_cmb.context import with_environment
+from otel_cmb.context import RUN_ID
 from otel_cmb.errors import ConfigurationError, JournalError
 from otel_cmb.event import Stamp
 from otel_cmb.pipeline import Pipeline, get_pipeline, use_pipeline
 from otel_cmb.sdk import span_from_sdk
+from otel_cmb.surroundings import placed
 
 __all__ = ["CMBSpanExporter", "exporters"]
 
@@ -70,8 +71,7 @@ class CMBSpanExporter(SpanExporter):
             if self._processed:
                 stored = pipeline.flush(timeout) and not pipeline.any_parked(_ids(spans))
                 return SpanExportResult.SUCCESS if stored else SpanExportResult.FAILURE
-            stamp = with_environment(Stamp())
-            ticket = pipeline.accept([span_from_sdk(span, _copy(stamp)) for span in spans])
+            ticket = pipeline.accept([span_from_sdk(span, _stamp(span, pipeline)) for span in spans])
             outcome = ticket.wait(timeout, through_outage=True)
         except (ConfigurationError, JournalError) as error:
             if str(error) != self._problem:
@@ -111,5 +111,6 @@ def _ids(spans: Sequence[ReadableSpan]) -> list[tuple[str, str]]:
     return [(f"{context.trace_id:032x}", f"{context.span_id:016x}") for context in contexts]
 
 
-def _copy(stamp: Stamp) -> Stamp:
-    return Stamp(run_id=stamp.run_id, session_id=stamp.session_id, node_id=stamp.node_id, step_id=stamp.step_id)
+def _stamp(span: ReadableSpan, pipeline: Pipeline) -> Stamp:
+    named = (span.attributes or {}).get(RUN_ID)
+    return placed(Stamp(run_id=str(named) if named else None), pipeline)

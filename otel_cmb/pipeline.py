@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from otel_cmb.binding import Binding
 
 __all__ = [
-    "NO_ANSWER", "RETRY_SIGNAL_FILE", "Pipeline", "current_pipeline", "forget_pipelines", "get_pipeline", "state_directory",
-    "use_pipeline",
+    "NO_ANSWER", "RETRY_SIGNAL_FILE", "Pipeline", "current_pipeline", "forget_pipelines", "get_pipeline", "known_pipelines",
+    "state_directory", "use_pipeline",
 ]
 
 _log = logging.getLogger("otel_cmb")
@@ -68,6 +68,7 @@ class Pipeline:
         self.settings = settings
         self.per_trace_runs = per_trace_runs
         self.automatic_run_id = str(uuid.uuid4())
+        self._database: str | None = None
         self._trouble = Trouble(settings)
         self._ledger = Ledger()
         self._intake = Intake(
@@ -176,6 +177,14 @@ class Pipeline:
     def remember_open(self, kind: str, identifier: str) -> None:
         """A run of this process: marked failed by the next process if this one dies."""
         self._drainer.books.remember_open(kind, identifier)
+
+    @property
+    def database(self) -> str | None:
+        """What tells this database from any other, however its URL is written; `None` where the URL names none."""
+        if self._database is None:
+            with contextlib.suppress(ConfigurationError):
+                self._database = os.path.basename(self._intake.place())
+        return self._database
 
     # -- questions -----------------------------------------------------------------------------------------------------
 
@@ -383,11 +392,12 @@ def get_pipeline(settings: Settings, *, per_trace_runs: bool = False) -> Pipelin
                 settings.database_url, settings.schema, settings.state_dir):
                 return pipeline
         pipeline = _by_key[key] = Pipeline(settings, per_trace_runs=per_trace_runs)
-    metrics.watch(_known_pipelines)
+    metrics.watch(known_pipelines)
     return pipeline
 
 
-def _known_pipelines() -> list[Pipeline]:
+def known_pipelines() -> list[Pipeline]:
+    """All pipelines of this process."""
     return list(_by_key.values())
 
 

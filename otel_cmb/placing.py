@@ -91,7 +91,7 @@ class Placing:
         """The run of every span, found, checked or made; items without one get their outcome here. A trace's own run is only
         planned: :meth:`make` makes it."""
         self._planned.clear()
-        runs: dict[int, str | None] = {item.seq: named[item.seq][0] for item in items}
+        runs: dict[int, str | None] = {item.seq: _named_run(item, named[item.seq][0]) for item in items}
         if None in runs.values():
             self._name_by_trace(connection, items, runs)
         found = self._workflow.find_runs(connection, {run_id for run_id in runs.values() if run_id})
@@ -210,6 +210,12 @@ class Placing:
                 return None
             self._steps[key] = found
         return self._steps[key]
+
+
+def _named_run(item: Item, run_id: str | None) -> str | None:
+    """A door that knows no run of this database for a span names the process's own: then nobody has named one."""
+    assert item.span is not None
+    return None if run_id is not None and run_id == item.span.stamp.automatic_run_id else run_id
 
 
 def missing_run(name: str, settings: Settings) -> str:

@@ -14,10 +14,11 @@ from opentelemetry.trace import get_current_span
 
 from otel_cmb import config
 from otel_cmb.accounting import Stats
-from otel_cmb.context import NODE_ID, PARENT_EVENT_ID, RUN_ID, SESSION_ID, STEP_ID, with_environment
+from otel_cmb.context import NODE_ID, PARENT_EVENT_ID, RUN_ID, SESSION_ID, STEP_ID
 from otel_cmb.event import Stamp
 from otel_cmb.pipeline import Pipeline, get_pipeline, use_pipeline
 from otel_cmb.sdk import plain_dict
+from otel_cmb.surroundings import placed
 
 __all__ = ["CMBSpanProcessor"]
 
@@ -57,7 +58,7 @@ class CMBSpanProcessor(SpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         """The span is in the journal when this returns."""
         try:
-            self._pipeline.ended(span, _unseen)
+            self._pipeline.ended(span, self._unseen)
         except Exception:  # noqa: BLE001
             _contain("on_end")
 
@@ -77,8 +78,11 @@ class CMBSpanProcessor(SpanProcessor):
         """Pickled as its settings: the process it is unpickled in has a pipeline of its own."""
         return _rebuilt, (type(self), self._keywords)
 
-    @staticmethod
-    def _stamp(span: Span, parent_context: Context | None) -> Stamp:
+    def _unseen(self) -> Stamp:
+        """Of a span whose start we did not see; what its context said is among its attributes."""
+        return placed(Stamp(), self._pipeline)
+
+    def _stamp(self, span: Span, parent_context: Context | None) -> Stamp:
         given = getattr(span, "_attributes", None)
         given = plain_dict(span.attributes if given is None else given)
         values = baggage.get_all(parent_context)
@@ -101,8 +105,8 @@ class CMBSpanProcessor(SpanProcessor):
                 if key in given:
                     setattr(stamp, name, str(given[key]))
         named = stamp.run_id
-        stamp = with_environment(stamp)
-        if stamp.run_id != named and stamp.run_id is not None:
+        stamp = placed(stamp, self._pipeline)
+        if stamp.run_id not in (named, None) and stamp.door_run_id is None:
             span.set_attribute(RUN_ID, stamp.run_id)  # who looks for a run in Jaeger finds all its traces by this
         return stamp
 
@@ -115,11 +119,6 @@ def _is_known(parent: Any, span: Span) -> bool:
     """Whether the trace tells what is above the span: within a process and a provider, but not beyond."""
     processor = getattr(span, "_span_processor", None)
     return parent.is_recording() and getattr(parent, "_span_processor", None) is processor
-
-
-def _unseen() -> Stamp:
-    """Of a span whose start we did not see; what its context said is among its attributes."""
-    return with_environment(Stamp())
 
 
 def _contain(where: str) -> None:

@@ -553,6 +553,117 @@ def test_a_sitecustomize_of_the_user_still_runs(shell: Shell) -> None:
     assert [event.agent_name for event in shell.events()] == ["yes"]
 
 
+def test_a_program_that_clears_its_environment_for_a_moment_stays_in_its_run(shell: Shell) -> None:
+    """`mock.patch.dict(os.environ, clear=True)` around what it tests, or an environment made anew for a child."""
+    shell.program(CHATS + """
+    import os
+    from unittest import mock
+
+    with mock.patch.dict(os.environ, {}, clear=True):
+        one.initiate_chat(other, message="again", max_turns=1)
+        with agent("unseen"):
+            pass
+        if os.fork() == 0:
+            with agent("child"):
+                pass
+            os._exit(0)
+        os.wait()
+    """, "chats.py")
+    done = shell.run("otel-cmb", "run", "--", "python", "chats.py", "a")
+    assert done.returncode == 0, done.stderr
+    run = only_run(shell)
+    events = shell.events()
+    assert {event.run_id for event in events} == {run.id}
+    assert {"unseen", "child"} <= {event.agent_name for event in events}
+    assert sorted(event.node_id for event in events if event.event_type == "info") == ["chat_1", "chat_2"]
+
+
+def test_a_program_goes_to_another_run_by_the_variable_and_to_none_by_an_empty_one(shell: Shell) -> None:
+    existing = existing_run(shell)
+    shell.program(f"""
+        import os
+        with agent("first"):
+            pass
+        os.environ["OTEL_CMB_RUN_ID"] = {existing!r}
+        with agent("second"):
+            pass
+        os.environ["OTEL_CMB_RUN_ID"] = ""
+        with agent("third"):
+            pass
+        del os.environ["OTEL_CMB_RUN_ID"]
+        with agent("fourth"):
+            pass
+    """)
+    done = shell.run("otel-cmb", "run", "--task", "this", "--", "python", "program.py")
+    assert done.returncode == 0, done.stderr
+    runs = {run.id: run for run in shell.runs()}
+    [mine] = [run.id for run in runs.values() if run.task_description == "this"]
+    [automatic] = runs.keys() - {mine, existing}
+    assert {run_id: [event.agent_name for event in shell.events(run_id=run_id)] for run_id in runs} == {
+        mine: ["first", "fourth"], existing: ["second"], automatic: ["third"]}
+
+
+OWN_DATABASE = """
+    import os
+    import otel_cmb
+
+    with agent("before"):
+        provider = otel_cmb.configure("sqlite:///own.db", instrument=False)
+        with otel_cmb.run(agent="engineer", task="the program's") as run, otel_cmb.node("step_1"):
+            with otel_cmb.step("1", goal="all"), agent("inside"):
+                pass
+    with otel_cmb.node("alone"), agent("outside"):
+        pass
+"""
+
+
+def test_a_program_with_a_database_of_its_own_is_in_both_whole(shell: Shell) -> None:
+    """Its own is as it would be without the command, the command's has all in the command's run; nothing waits for a run
+    that the other one has."""
+    shell.program(OWN_DATABASE)
+    own = f"sqlite:///{shell.directory}/own.db"
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py")
+    assert done.returncode == 0, done.stderr
+    run = only_run(shell)
+    assert done.stderr == f"otel-cmb: run {run.id} completed: 3 events in sqlite:///otel_cmb.db; otel-cmb show {run.id}\n"
+    assert {event.agent_name: (event.run_id, event.node_id) for event in shell.events()} == {
+        "before": (run.id, None), "inside": (run.id, "step_1"), "outside": (run.id, "alone")}
+    [theirs] = [found for found in shell.runs(own) if found.task_description == "the program's"]
+    [automatic] = [found for found in shell.runs(own) if found.id != theirs.id]
+    assert {event.agent_name for found in (theirs, automatic) for event in shell.events(own, found.id)} == {
+        "before", "inside", "outside"}
+    assert [event.agent_name for event in shell.events(own, automatic.id)] == ["outside"]
+    for database in ("otel_cmb.db", "own.db"):
+        with sqlite3.connect(shell.directory / database) as connection:
+            for table in ("workflow_runs", "dag_nodes", "workflow_steps"):
+                assert {row[0] for row in connection.execute(f"SELECT status FROM {table}")} == {"completed"}, table
+        assert "nothing is parked" in shell.run("otel-cmb", "parked", "list", "--database-url", f"sqlite:///{database}").stdout
+
+
+def test_a_bare_exporter_to_a_database_of_its_own_parks_nothing(shell: Shell) -> None:
+    shell.program("""
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from otel_cmb import CMBSpanExporter
+        trace.get_tracer_provider().add_span_processor(BatchSpanProcessor(CMBSpanExporter("sqlite:///own.db")))
+        with agent("engineer"):
+            pass
+    """)
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py")
+    assert "1 event in" in done.stderr
+    own = f"sqlite:///{shell.directory}/own.db"
+    [event] = shell.events(own)
+    assert event.run_id != only_run(shell).id
+    assert only_run(shell, own).status == "completed"
+
+
+def test_the_same_database_under_another_name_is_no_other_one(shell: Shell) -> None:
+    shell.program(OWN_DATABASE.replace("own.db", "./otel_cmb.db"))
+    done = shell.run("otel-cmb", "run", "--task", "this", "--", "python", "program.py")
+    assert done.returncode == 0, done.stderr
+    runs = {run.task_description: [event.agent_name for event in shell.events(run_id=run.id)] for run in shell.runs()}
+    assert runs == {"this": ["before", "outside"], "the program's": ["inside"]}
+
+
 # -- where it goes -------------------------------------------------------------------------------------------------
 
 

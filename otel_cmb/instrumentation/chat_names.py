@@ -14,12 +14,15 @@ import sys
 import threading
 
 from otel_cmb import context
+from otel_cmb.environment import Variable
+from otel_cmb.surroundings import RUN
 
 __all__ = ["NUMBERS", "begin_numbers", "end_numbers", "forget_names", "next_name"]
 
 NUMBERS = "OTEL_CMB_CHAT_NUMBERS"
 """Set by `otel-cmb run`: the file in which its processes count the chats of `OTEL_CMB_RUN_ID`, a byte for each."""
 
+_numbers = Variable(NUMBERS)
 _lock = threading.Lock()
 _counts: dict[tuple[str | None, int], int] = {}
 _tokens: dict[int, str] = {}
@@ -53,7 +56,7 @@ def forget_names() -> None:
 def next_name() -> str:
     """The name of the next top-level chat of the current run."""
     run_id, process = context.current().run_id, os.getpid()
-    path, counted = os.environ.get(NUMBERS), os.environ.get(context.ENVIRONMENT[context.RUN_ID])
+    path, counted = _numbers.get(), RUN.get()
     if path and run_id is not None and run_id == counted and (number := _number_in(path)):
         return f"chat_{number}"
     with _lock:
