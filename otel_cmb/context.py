@@ -26,6 +26,7 @@ from opentelemetry.trace import Status, StatusCode
 from otel_cmb import clock
 from otel_cmb._version import __version__
 from otel_cmb.event import Stamp
+from otel_cmb.notes import RUN_MADE, note
 from otel_cmb.sanitize import clean_text
 from otel_cmb.surroundings import NODE, RUN, SESSION, STEP, remember_run, run_in, with_environment, writing_pipelines
 
@@ -221,6 +222,7 @@ def run(
     def enter() -> tuple[Run, str, dict[str, str | None]]:
         handle = Run(identifier, None)
         _made[identifier] = os.getpid()
+        note(RUN_MADE)
         _record({"do": "run_start", "id": identifier, "session": session, "mode": mode, "agent": agent, "model": model,
                  "task": task, "meta": dict(meta) if meta else None, "at": clock.now_ns()})
         if (pipeline := current_pipeline()) is not None:

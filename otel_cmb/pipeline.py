@@ -332,7 +332,10 @@ class Pipeline:
 
     def _end_automatic_run(self) -> None:
         self._drainer.automatic_open = False
-        self.accept_command({"do": "run_end", "id": self.automatic_run_id, "status": "completed", "at": clock.now_ns()})
+        error = processes.failure()
+        self.accept_command({
+            "do": "run_end", "id": self.automatic_run_id, "status": "failed" if error else "completed", "error": error,
+            "at": clock.now_ns()})
 
     def _children_wrote(self) -> bool:
         """A server's workers share the run of the process that forked them, which may have had no span of its own."""

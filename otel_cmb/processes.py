@@ -16,7 +16,10 @@ from typing import Any, Protocol
 from otel_cmb import clock
 from otel_cmb.config import Settings
 
-__all__ = ["register", "register_exit"]
+__all__ = ["failure", "register", "register_exit"]
+
+OUTERMOST = ("<module>", "_run_module_as_main")
+"""Where a program begins: a file, `-c`, or `-m`."""
 
 
 class _Registered(Protocol):
@@ -49,6 +52,22 @@ def register_exit() -> None:
     util: Any = sys.modules.get("multiprocessing.util")
     if hasattr(util, "Finalize"):
         util.Finalize(None, _shut_down_all, exitpriority=10)
+
+
+def failure() -> str | None:
+    """The error that this program has ended by, as far as the process itself can know: what nobody caught, before the
+    interpreter ends. `None` for `sys.exit(5)` too: no exit handler is told the exit code."""
+    error = getattr(sys, "last_value", None)  # set before sys.excepthook is called, whichever that is
+    if not isinstance(error, BaseException) or sys.flags.interactive or hasattr(sys, "ps1"):
+        return None  # who types at a prompt goes on after an error
+    trace = error.__traceback__
+    if trace is None or trace.tb_frame.f_code.co_name not in OUTERMOST:
+        return None  # shown and left behind by somebody else: a test runner, a callback
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001 - an exception whose __str__ raises
+        message = ""
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _shut_down_all() -> None:

@@ -126,6 +126,31 @@ def test_the_next_process_adopts_what_a_killed_one_left(shell: Shell) -> None:
     assert sorted(stored) == ["killed", "next"]
 
 
+CRASHES = {
+    "an error nobody caught": ("raise ValueError('no such galaxy')", "failed", "ValueError: no such galaxy"),
+    "with an excepthook of its own": (
+        "import sys; sys.excepthook = lambda *_: print('mine'); raise KeyError('x')", "failed", "KeyError: 'x'"),
+    "Ctrl-C": ("raise KeyboardInterrupt", "failed", "KeyboardInterrupt"),
+    "in a thread, and the program went on": (
+        "import threading; t = threading.Thread(target=lambda: 1 / 0); t.start(); t.join()", "completed", None),
+    "caught": ("try:\n    raise ValueError\nexcept ValueError:\n    pass", "completed", None),
+    "shown to a prompt and left": (
+        "import code; code.InteractiveInterpreter().runcode('1 / 0')", "completed", None),
+}
+
+
+@pytest.mark.parametrize("case", CRASHES)
+@pytest.mark.parametrize("by_module", [False, True], ids=["file", "module"])
+def test_the_run_of_a_program_that_crashes_is_failed_and_says_why(shell: Shell, case: str, by_module: bool) -> None:
+    text, status, error = CRASHES[case]
+    shell.program("with agent('engineer'):\n    pass\n" + text)
+    command = ("opentelemetry-instrument", "python", "-m", "program") if by_module else STOCK
+    shell.run(*command, OTEL_TRACES_EXPORTER="cmb", **METRICS_AND_LOGS_OFF)
+    [run] = shell.runs()
+    assert (run.status, (run.meta or {}).get("error")) == (status, error)
+    assert [event.status for event in shell.events()] == ["completed"]
+
+
 @pytest.mark.parametrize("form", ["OTEL_TRACES_EXPORTER=cmb", "OTEL_CONFIG_FILE"])
 def test_an_ag2_program_lands_in_the_database_by_the_stock_command(shell: Shell, otlp: OTLPServer, form: str) -> None:
     done = shell.run("opentelemetry-instrument", "python", ROOT / "examples" / "ag2_team.py", **settings(form, otlp))

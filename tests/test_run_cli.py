@@ -835,6 +835,36 @@ def test_a_framework_with_its_own_instrumentation_is_told_to_use_it(shell: Shell
     assert ("pydantic_ai by itself" in done.stderr) == (left_out == "nothing")
 
 
+SILENT = {
+    "crashed before its first agent did anything": (
+        ("python", "program.py"), "import autogen\nraise RuntimeError('too early')\n", "autogen"),
+    "no framework": (("python", "program.py"), "", "no agent framework was seen; `otel-cmb run --verbose`"),
+    "its own run": (("python", "program.py"), "import otel_cmb\nwith otel_cmb.run(), agent('a'):\n    pass\n",
+                    "the program makes runs of its own: otel-cmb runs"),
+    "-E": (("python", "-E", "program.py"), "", "python -E leaves the environment alone"),
+    "-S among others": (("python", "-W", "error", "-uS", "-c", "pass"), "", "leave -S out"),
+    "-I of a script": (("sh", "-c", "python -I program.py"), "", "no Python program was traced"),
+    "no Python": (("true",), "", "no Python program was traced"),
+    "the program's own -E": (("python", "-c", "pass", "-E"), "", "no agent framework was seen"),
+}
+
+
+@pytest.mark.parametrize("case", SILENT)
+def test_a_run_without_events_says_why(shell: Shell, case: str) -> None:
+    command, text, said = SILENT[case]
+    if "agent(" in text:
+        shell.program(text)
+    else:
+        (shell.directory / "program.py").write_text(text, encoding="utf-8")
+    done = shell.run("otel-cmb", "run", "--", *command)
+    summary = done.stderr.splitlines()[-1]
+    assert "0 events (" in summary
+    assert said in summary
+    assert ("no agent framework" in summary) == ("no agent framework" in said)
+    assert ("imported, but no agent did anything" in summary) == (said == "autogen")
+    assert not list(shell.state.rglob("notes-*"))
+
+
 # -- wrong input: one sentence, exit code 2, the program does not start ------------------------------------------------
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TextIO
 
 import click
 from click.core import ParameterSource
@@ -21,6 +20,7 @@ from click.core import ParameterSource
 from otel_cmb import clock, config
 from otel_cmb.cli.options import database_options
 from otel_cmb.cli.run_signals import Witness, forwarding
+from otel_cmb.cli.run_summary import summary, why_silent
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.context import ENVIRONMENT, NODE_ID, RUN_ID, SESSION_ID, STEP_ID
 from otel_cmb.database_url import check_url
@@ -28,6 +28,7 @@ from otel_cmb.errors import CMBError, ConfigurationError, RunNotFoundError
 from otel_cmb.faults import Fault, classify
 from otel_cmb.instrumentation import AUTO, EXCLUDED, VERBOSE, managed_names
 from otel_cmb.instrumentation.chat_names import NUMBERS, begin_numbers, end_numbers
+from otel_cmb.notes import NOTES, begin_notes, taken_notes
 from otel_cmb.pipeline import Pipeline, get_pipeline, state_directory
 
 SETTLE_SECONDS = 10.0
@@ -104,11 +105,15 @@ def run(
         if answers:
             pipeline.flush(settings.connect_timeout)
     environment = _environment(settings, target, otlp_endpoint, no_instrument, verbose, arguments)
+    notes = begin_notes(state_directory(settings))
+    if notes is not None:
+        environment[NOTES] = notes
     try:
         code, failure = _execute(arguments, environment, settings, target.id)
     finally:
         end_numbers(target.numbers)
-    _finish(pipeline, settings, target, failure)
+        seen = taken_notes(notes)
+    _finish(pipeline, settings, target, failure, why_silent(arguments, seen))
     sys.exit(code)
 
 
@@ -212,6 +217,7 @@ def _environment(
         for name in (ENVIRONMENT[SESSION_ID], ENVIRONMENT[NODE_ID], ENVIRONMENT[STEP_ID], NUMBERS):
             environment.pop(name, None)  # they belong to another run
     environment.pop("OTEL_CONFIG_FILE", None)  # it says other exporters
+    environment.pop(NOTES, None)  # of a command around this one
     if target.numbers:
         environment[NUMBERS] = target.numbers
     if settings.schema:
@@ -309,7 +315,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
-def _finish(pipeline: Pipeline, settings: Settings, target: Target, failure: str | None) -> None:
+def _finish(pipeline: Pipeline, settings: Settings, target: Target, failure: str | None, silence: str) -> None:
     """Write what the program left in its journal, end the run, and say in one line what is stored."""
     patience = SETTLE_SECONDS
     try:
@@ -322,60 +328,6 @@ def _finish(pipeline: Pipeline, settings: Settings, target: Target, failure: str
             "at": clock.now_ns()})
     pipeline.flush(patience)
     left = pipeline.left_behind()
-    click.echo(_summary(settings, target, failure, left), err=True)
+    said = summary(settings, target.id, left, made=target.made, failure=failure, silence=silence)
+    click.echo(said, err=True)
     pipeline.shutdown(1.0)
-
-
-def _to_be_told(settings: Settings) -> str:
-    """What the next command has to be told to find the same database; nothing where it finds that by itself."""
-    try:
-        found = config.load().database_url
-    except ConfigurationError:
-        found = ""
-    if found == settings.database_url:
-        return ""
-    # A server's URL has a password, which is not said; the line has named the rest.
-    return f" --database-url {shlex.quote(settings.database_url) if settings.database_url.startswith('sqlite') else '...'}"
-
-
-def _summary(settings: Settings, target: Target, failure: str | None, left: Mapping[str, int]) -> str:
-    from otel_cmb.reader import open_reader
-
-    where, told = safe_url(settings.database_url), _to_be_told(settings)
-    next_step = f"otel-cmb show {target.id}{told}"
-    try:
-        with open_reader(settings.database_url, schema=settings.schema) as reader:
-            counts = f"{_counted(reader.run(target.id))} in {where}"
-    except Exception as error:  # noqa: BLE001 - the summary of a database that is away
-        next_step = f"otel-cmb parked replay{told} writes what is in the journal when it can be"
-        # What the driver said: what the reader made of it names the database once more.
-        why = "the run is not there yet" if isinstance(error, RunNotFoundError) else classify(error.__cause__ or error).reason
-        counts = f"{where} cannot be {'written' if isinstance(error, RunNotFoundError) else 'read'} now ({why})"
-    if target.made:
-        parts = [f"otel-cmb: run {target.id} {f'failed ({failure})' if failure else 'completed'}: {counts}"]
-    else:
-        parts = [f"otel-cmb: written into run {target.id}, in all {counts}"]
-        if failure:
-            parts.append(f"the program failed ({failure})")
-    waiting = sum(left.values())
-    if waiting:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(left.items()))
-        wait = "spans wait" if waiting > 1 else "span waits"
-        parts.append(f"{waiting} {wait} in the journal ({reasons}): otel-cmb parked list{told}")
-    else:
-        parts.append(next_step)
-    return "; ".join(parts)
-
-
-def _counted(found: Any) -> str:
-    totals = found.totals
-    if totals is None or not totals.events:
-        return "0 events (no agent framework was seen; `otel-cmb run --verbose` says what is instrumented)"
-    text = f"{totals.events} event{'' if totals.events == 1 else 's'}"
-    if totals.failures:
-        text += f", {totals.failures} failed"
-    if totals.tokens:
-        text += f", {totals.tokens} tokens"
-    if totals.cost_usd:
-        text += f", ${totals.cost_usd:.4f}"
-    return text

@@ -19,8 +19,12 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
 
 from otel_cmb import clock
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Witness", "forwarding"]
 
@@ -61,7 +65,7 @@ class Witness:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._seen: dict[int, float] = {}
 
-    def __enter__(self) -> Witness:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

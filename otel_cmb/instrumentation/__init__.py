@@ -18,6 +18,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 from otel_cmb.instrumentation.native import NATIVE
+from otel_cmb.notes import MODULE, TRACED, note
 
 __all__ = ["FRAMEWORKS", "Framework", "instrument_frameworks", "managed_names", "post_instrument"]
 
@@ -114,8 +115,13 @@ def instrument_frameworks(excluded: Collection[str] = ()) -> dict[str, str]:
     said = ", ".join(f"{name} by {by}" for name, by in taken.items()) or "no framework"
     _log.info("otel-cmb instruments %s", said)
     if os.environ.get(VERBOSE):
-        sys.stderr.write(f"otel-cmb: instruments {said}\n")
+        _say(f"otel-cmb: instruments {said}")
     return taken
+
+
+def _say(line: str) -> None:
+    if sys.stderr is not None:  # the program's may be closed
+        sys.stderr.write(f"{line}\n")
 
 
 def _switch_on(entry_point: EntryPoint) -> bool:
@@ -146,9 +152,19 @@ def post_instrument() -> None:
     try:
         _add_processors()
         if os.environ.get(AUTO):
-            instrument_frameworks()
+            note(TRACED)
+            for name in instrument_frameworks():
+                _note_import(name)
     except Exception:  # noqa: BLE001 - the program runs on, untraced, and the log says why
         _log.exception("otel-cmb: auto-instrumentation could not be completed; the program goes on")
+
+
+def _note_import(name: str) -> None:
+    """Let `otel-cmb run` know when the program imports this framework: one that is imported and does nothing was seen."""
+    import wrapt
+
+    modules = {framework.name: framework.module for framework in FRAMEWORKS} | {native.name: native.module for native in NATIVE}
+    wrapt.register_post_import_hook(lambda _module: note(MODULE + modules[name]), modules[name])
 
 
 def _add_processors() -> None:

@@ -33,7 +33,8 @@ def _begin() -> None:
 
         import otel_cmb  # noqa: F401 - is it in this interpreter at all?
     except ImportError as error:
-        sys.stderr.write(f"otel-cmb: {sys.executable} cannot trace the program: {error}; install otel-cmb in it\n")
+        if sys.stderr is not None:
+            sys.stderr.write(f"otel-cmb: {sys.executable} cannot trace the program: {error}; install otel-cmb in it\n")
         return
     initialize()
 
