@@ -60,6 +60,14 @@ For programs that are started inside a run; each span may say otherwise by its a
 | `OTEL_CMB_ALLOW_PURGE` | `1`: `POST /api/purge` of `otel-cmb serve` deletes every trace, for callers on this machine. For Jaeger's own storage suite only |
 | `OTEL_CMB_VERBOSE` | `1`: the program says on stderr what is instrumented by what. Also `otel-cmb run --verbose` |
 
+The first four count as the process was started with them, also while they are not set: a program that clears its environment for a moment stays
+where it is. One that sets `OTEL_CMB_RUN_ID` to another value goes on in that run, with the session, node and step that are set then; with an empty
+value in none.
+
+Under `otel-cmb run` the run is in the command's database. A program that writes into another one besides (`configure("sqlite:///own.db")`, a processor
+or exporter of its own) has every event in both: in its own database as without the command (its `run()`, else a run made for the process), in
+the command's database in the command's run, whatever run it is of in the other one.
+
 Standard variables that count too: `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` and their relatives (the same spans
 are sent there), `OTEL_SERVICE_NAME`, `OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT` (2048 under `otel-cmb run` and `configure()`; the SDK's own 128 drops
 the oldest attributes of a long chat), `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import runpy
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,6 +57,81 @@ def test_uninstrument_restores_every_class(global_provider):
         assert [dict(vars(found)) for found in CLASSES] == before
     Overriding("x").generate_reply(messages=[{"role": "user", "content": "hi"}])
     assert global_provider.recorded.agents() == Counter(x=2)
+
+
+class Weighing:
+    """A tool that is an object; what it raises is all that AG2 lets nobody see."""
+
+    async def __call__(self, galaxy):
+        await asyncio.sleep(0)
+        raise LookupError("not on the map: " + galaxy)
+
+
+def weigh(galaxy):
+    raise ValueError("too heavy: " + galaxy)
+
+
+async def a_weigh(galaxy):
+    await asyncio.sleep(0)
+    raise OverflowError("far too heavy: " + galaxy)
+
+
+@pytest.mark.parametrize(("tool", "arguments", "error", "message"), [
+    (weigh, '{"galaxy": "M31"}', "ValueError", "too heavy: M31"),
+    (a_weigh, '{"galaxy": "M31"}', "OverflowError", "far too heavy: M31"),
+    (lambda galaxy: a_weigh(galaxy), '{"galaxy": "M31"}', "OverflowError", "far too heavy: M31"),
+    (Weighing(), '{"galaxy": "M31"}', "LookupError", "not on the map: M31"),
+    (weigh, "{}", "TypeError", "missing 1 required positional argument"),
+    (weigh, "{no json", "ToolError", "The argument must be in JSON format"),
+    (None, "{}", "ToolError", "Function weigh not found"),
+])
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # AG2's thread for an async tool
+def test_a_tool_that_fails_says_its_own_error_and_where(recorded, tool, arguments, error, message, awaited):
+    agent = ConversableAgent("hands", human_input_mode="NEVER", function_map=None if tool is None else {"weigh": tool})
+    before = dict(agent.function_map)
+    asked = {"name": "weigh", "arguments": arguments}
+    done, answer = asyncio.run(agent.a_execute_function(asked)) if awaited else agent.execute_function(asked)
+    assert (done, answer["content"].startswith("Error: ")) == (False, True)
+    [span] = recorded.spans
+    assert span.attributes["error.type"] == error
+    assert message in span.status.description
+    assert span.status.description[0] not in "\"'"
+    stacks = [event.attributes["exception.stacktrace"] for event in span.events if event.name == "exception"]
+    assert len(stacks) == (error != "ToolError")
+    assert all("test_ag2_mechanics.py" in stack or error == "TypeError" for stack in stacks)
+    assert agent.function_map == before
+    assert all(agent.function_map[name] is found for name, found in before.items())
+
+
+def test_an_exception_of_a_tool_is_let_go_and_the_agents_functions_are_its_own(recorded):
+    """Nothing holds on to what was in the tool's frames; the tool itself, and a copy of the agent, find what they had."""
+    class Data:
+        pass
+
+    seen, held = [], []
+
+    def tool():
+        data = Data()
+        held.append(weakref.ref(data))
+        seen.append(agent._function_map["tool"] is tool)
+        raise ValueError("no")
+
+    agent = ConversableAgent("hands", human_input_mode="NEVER")
+    agent.register_function({"tool": tool})
+    functions = agent.function_map
+    gc.disable()
+    try:
+        agent.execute_function({"name": "tool", "arguments": "{}"})
+        assert (seen, held[0]()) == ([True], None)
+    finally:
+        gc.enable()
+    assert agent.function_map is functions
+    assert vars(agent)["_function_map"] is functions
+    with pytest.raises(AttributeError):
+        del agent._function_map, agent._function_map
+    AG2Instrumentor().uninstrument()
+    assert "_function_map" not in vars(ConversableAgent)
 
 
 def test_what_somebody_put_on_top_stays_and_ours_below_is_silent(global_provider):

@@ -25,6 +25,7 @@ from otel_cmb.instrumentation.ag2_code import BLOCKS, EXECUTOR, RUN_CODE
 from otel_cmb.instrumentation.ag2_native import quieten
 from otel_cmb.instrumentation.ag2_patch import Call, Hook, Hooks, Patcher, handle_internal_errors
 from otel_cmb.instrumentation.ag2_state import use_tracer
+from otel_cmb.instrumentation.ag2_tools import FUNCTIONS, Functions
 from otel_cmb.instrumentation.chat_names import forget_names
 
 __all__ = ["AG2Instrumentor"]
@@ -95,6 +96,8 @@ class AG2Instrumentor(BaseInstrumentor):  # type: ignore[misc]
                 patcher.watch(_find(where), {name: self._covering(hook) for name, hook in hooks.items()})
         with handle_internal_errors():
             patcher.wrap(_find(AGENT_CLASS), "__init__", Hook(self._cover))
+        with handle_internal_errors():
+            patcher.replace(_find(AGENT_CLASS), FUNCTIONS, Functions())
 
     def _covering(self, hook: Hook[Any]) -> Hook[Any]:
         if hook not in (AGENT, TOOL, CHAT):

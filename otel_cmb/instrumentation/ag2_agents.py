@@ -22,6 +22,7 @@ from otel_cmb.instrumentation.ag2_state import (
     model_of,
     values,
 )
+from otel_cmb.instrumentation.ag2_tools import RAISED_KEY, Raised
 from otel_cmb.payload import text_of
 
 __all__ = ["AGENT", "HUMAN", "LLM", "MANUAL", "TOOL", "USAGE"]
@@ -109,9 +110,9 @@ def begin_tool(agent: Any, call: Call) -> Act | None:
         target = _transfer_target(agent, originator, name)
         if chat is not None and target is not None:
             return Transfer(chat, name, target)
-    block = spans.tool_call(name, function.get("arguments"), call_id=call_id, agent_name=actor)
-    block.values.update(values(*act))
-    return Doing(block.start(), (chat, name))
+    block, raised = spans.tool_call(name, function.get("arguments"), call_id=call_id, agent_name=actor), Raised(agent, name)
+    block.values.update({**values(*act), RAISED_KEY: raised})
+    return Doing(block.start(), (chat, name, raised))
 
 
 def _transfer_target(executor: Any, originator: Any, tool: str) -> str | None:
@@ -124,16 +125,19 @@ def _transfer_target(executor: Any, originator: Any, tool: str) -> str | None:
     return None
 
 
-def finish_tool(doing: Transfer | Doing[spans.ToolCall, tuple[Group | None, str]], result: Any) -> None:
+def finish_tool(doing: Transfer | Doing[spans.ToolCall, tuple[Group | None, str, Raised]], result: Any) -> None:
     if isinstance(doing, Transfer):
         return
-    block, (chat, name) = doing.block, doing.note
+    block, (chat, name, raised) = doing.block, doing.note
+    error = raised.take()
     succeeded, answer = result
     content = answer.get("content") if isinstance(answer, Mapping) else answer
     if not succeeded:
-        message = text_of(content)
-        block.set("error.type", "ToolError")
+        # An async tool that is called by the synchronous method fails with AG2's own KeyError, from the thread it runs in.
+        message = text_of(content) if error is None else str(error) or type(error).__name__
+        block.set("error.type", "ToolError")  # no such tool, or arguments that are none
         block.fail(message[len("Error: "):] if message.startswith("Error: ") else message)
+        block.end(error)
         return
     # A ReplyResult answers with its message; its target becomes a handoff.
     block.set_result(str(content) if type(content).__name__ == "ReplyResult" else content)

@@ -28,6 +28,7 @@ __all__ = ["Act", "Call", "Doing", "Hook", "Patcher", "handle_internal_errors"]
 logger = logging.getLogger("otel_cmb.instrumentation")
 
 _QUIET_SECONDS = 60.0
+_ABSENT = object()
 _last_report: list[float] = []
 
 
@@ -159,9 +160,9 @@ class Patcher:
             self._wrap_own(owner, {name: hook})
 
     def replace(self, owner: Any, name: str, value: Any) -> None:
-        """Set an attribute, to be put back by :meth:`restore`."""
+        """Set an attribute, to be put back by :meth:`restore`, or taken away where there was none."""
         with self._lock:
-            self._patched.append((owner, name, vars(owner)[name], value))
+            self._patched.append((owner, name, vars(owner).get(name, _ABSENT), value))
             setattr(owner, name, value)
 
     def wrap_of_object(self, owner: Any, name: str, hook: Hook[Any]) -> None:
@@ -200,7 +201,11 @@ class Patcher:
                     setattr(found, name, ours.__wrapped__)
             self._objects.clear()
             for owner, name, original, ours in reversed(self._patched):
-                if vars(owner).get(name) is ours:
+                if vars(owner).get(name) is not ours:
+                    continue
+                if original is _ABSENT:
+                    delattr(owner, name)
+                else:
                     setattr(owner, name, original)
             self._patched.clear()
             self._trees.clear()
