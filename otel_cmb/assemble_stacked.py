@@ -14,7 +14,7 @@ from otel_cmb.assemble_messages import incoming
 from otel_cmb.assemble_payload import payload_of
 from otel_cmb.assemble_tree import Node, all_members, encloses, sort_key, take
 from otel_cmb.mapper_results import canonical
-from otel_cmb.vocabulary.base import AGENT, CODE, LLM, TOOL
+from otel_cmb.vocabulary.base import AGENT, CODE, CONTAINER, LLM, TOOL
 
 __all__ = ["unstack"]
 
@@ -39,20 +39,35 @@ def unstack(heads: list[Node]) -> list[Node]:
             taken |= _pair(sorted(group, key=sort_key))
     calls = [node for node in heads if node.kind == LLM and node.into is None]
     if len({node.facts.span.scope.name for node in calls}) > 1:
+        beside: dict[int, list[Node]] = {}
         for node in calls:
-            taken |= _join_beside(node)
+            if node.up is not None:
+                beside.setdefault(id(_holder(node)), []).append(node)
+        for group in beside.values():
+            if 1 < len(group) <= MOST_BESIDE:
+                for node in group:
+                    taken |= _join_beside(node, group)
     return _ordered(heads) if taken else heads
 
 
-def _join_beside(node: Node) -> bool:
+def _holder(node: Node) -> Node:
+    """The act a call is inside of, looking through steps: one instrumentation tells of a graph's nodes, another does not."""
+    walk = node.up or node
+    for _ in range(64):
+        if walk.kind != CONTAINER or walk.up is None:
+            break
+        walk = walk.up
+    return walk
+
+
+def _join_beside(node: Node, beside: list[Node]) -> bool:
     """Of a call of a model that failed or was streamed, instrumentations often do not say what it spent, or count the
     answer differently: it joins the call of the same model beside it, at the same time, that another one tells of."""
-    up = node.up
-    if up is None or node.into is not None or len(up.kids) > MOST_BESIDE:
+    if node.into is not None:
         return False
-    for other in up.kids:
+    for other in beside:
         if (
-            other is not node and other.kind == LLM and other.into is None and other.best.failed == node.best.failed
+            other is not node and other.into is None and other.best.failed == node.best.failed
             and not (other.facts.explicit and node.facts.explicit) and _one_act(other, node) and _one_model(other, node)
             and _told_of_by(other).isdisjoint(_told_of_by(node)) and _one_question(other, node)
         ):  # fmt: skip
@@ -95,7 +110,7 @@ def _outermost(node: Node) -> tuple[int, float, str]:
 
 
 MOST_BESIDE = 256
-"""Among more events inside one this is not looked for: it is of the square of their number."""
+"""Among more calls inside one act this is not looked for: it is of the square of their number."""
 
 
 def _one_model(a: Node, b: Node) -> bool:
