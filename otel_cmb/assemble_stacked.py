@@ -39,14 +39,17 @@ def unstack(heads: list[Node]) -> list[Node]:
             taken |= _pair(sorted(group, key=sort_key))
     calls = [node for node in heads if node.kind == LLM and node.into is None]
     if len({node.facts.span.scope.name for node in calls}) > 1:
-        beside: dict[int, list[Node]] = {}
+        beside: dict[int | None, list[Node]] = {}
         for node in calls:
-            if node.up is not None:
-                beside.setdefault(id(_holder(node)), []).append(node)
+            beside.setdefault(None if node.up is None else id(_holder(node)), []).append(node)
+        alone = beside.pop(None, ())  # whoever told of these knows nothing of what they are inside of
         for group in beside.values():
             if 1 < len(group) <= MOST_BESIDE:
                 for node in group:
                     taken |= _join_beside(node, group)
+        if len(calls) <= MOST_BESIDE:
+            for node in alone:
+                taken |= _join_beside(node, calls)
     return _ordered(heads) if taken else heads
 
 
@@ -180,7 +183,15 @@ def _one_act(a: Node, b: Node) -> bool:
     if min(one.end_ns, other.end_ns) < max(one.start_ns, other.start_ns):
         return False
     longest = max(one.end_ns - one.start_ns, other.end_ns - other.start_ns)
-    return abs(one.start_ns - other.start_ns) + abs(one.end_ns - other.end_ns) <= max(NEAR_NS, longest // 4)
+    apart = abs(one.start_ns - other.start_ns) + abs(one.end_ns - other.end_ns)
+    return apart <= max(NEAR_NS, longest // 4) or (a.kind == LLM and _calls_through(a, b))
+
+
+def _calls_through(a: Node, b: Node) -> bool:
+    """Whether one library calls a model through the other, however long that takes it: within the time of the one, the
+    other asks the same of the same model."""
+    asked = _last_words(a)
+    return asked is not None and asked == _last_words(b) and (encloses(a, b) or encloses(b, a)) and _one_model(a, b)
 
 
 _CLIENT = 3

@@ -63,13 +63,9 @@ def exit_code_of(result: Any, structured: bool = True) -> int | None:
     """The exit code a result says: `exitcode: 1 ...` at its head, `[exit code: 1]` at its end, or a key of a structure.
     `structured=False` looks at texts alone."""
     if isinstance(result, str):
-        if result[:1] in ("{", "["):
-            result = structure_of(result)
-        else:
-            match = _EXIT_HEAD.match(result) or _EXIT_TAIL.fullmatch(result, max(0, result.rfind("[exit code:")))
-            return int(match[1]) if match is not None else None
+        result = structure_of(result)
     text = content_of(result)
-    if isinstance(text, str) and text is not result:
+    if isinstance(text, str):
         match = _EXIT_HEAD.match(text) or _EXIT_TAIL.fullmatch(text, max(0, text.rfind("[exit code:")))
         if match is not None:
             return int(match[1])
