@@ -14,7 +14,7 @@ from otel_cmb.assemble_messages import incoming
 from otel_cmb.assemble_payload import payload_of
 from otel_cmb.assemble_tree import Node, all_members, encloses, sort_key, take
 from otel_cmb.mapper_results import canonical
-from otel_cmb.vocabulary.base import AGENT, CODE, CONTAINER, LLM, TOOL
+from otel_cmb.vocabulary.base import AGENT, CODE, CONTAINER, LLM, NEVER, PLAIN, TOOL
 
 __all__ = ["unstack"]
 
@@ -41,7 +41,8 @@ def unstack(heads: list[Node]) -> list[Node]:
     if len({node.facts.span.scope.name for node in calls}) > 1:
         beside: dict[int | None, list[Node]] = {}
         for node in calls:
-            beside.setdefault(None if node.up is None else id(_holder(node)), []).append(node)
+            holder = _holder(node)
+            beside.setdefault(None if holder is None else id(holder), []).append(node)
         alone = beside.pop(None, ())  # whoever told of these knows nothing of what they are inside of
         for group in beside.values():
             if 1 < len(group) <= MOST_BESIDE:
@@ -53,14 +54,20 @@ def unstack(heads: list[Node]) -> list[Node]:
     return _ordered(heads) if taken else heads
 
 
-def _holder(node: Node) -> Node:
-    """The act a call is inside of, looking through steps: one instrumentation tells of a graph's nodes, another does not."""
-    walk = node.up or node
+def _holder(node: Node) -> Node | None:
+    """The act a call is inside of, looking through steps: one instrumentation tells of a graph's nodes, another does not.
+    Of a call inside of steps alone the outermost one; `None` if nothing is known."""
+    held: Node | None = None
+    walk = node.up
     for _ in range(64):
-        if walk.kind != CONTAINER or walk.up is None:
+        if walk is None:
             break
+        if walk.kind == CONTAINER:
+            held = walk
+        elif walk.kind not in (PLAIN, NEVER):
+            return walk
         walk = walk.up
-    return walk
+    return held
 
 
 def _join_beside(node: Node, beside: list[Node]) -> bool:
