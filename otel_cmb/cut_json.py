@@ -22,6 +22,7 @@ _LITERAL = r"-?[\d.eE+-]*|t(?:r(?:ue?)?)?|f(?:a(?:l(?:se?)?)?)?|n(?:u(?:ll?)?)?"
 _BEGUN = rf'(?:{_STRING}"?|{_LITERAL})'
 _REST = re.compile(rf'\s*,?\s*(?:{_STRING}"?\s*(?::\s*{_BEGUN}?)?|{_LITERAL})?\s*\\?', re.DOTALL)
 """What may stand between the last thing that is whole and the cut."""
+_HALF_PAIR = re.compile(r"\\ud[89ab][0-9a-f]{2}(?:\\(?:u[0-9a-f]{0,3})?)?\Z", re.IGNORECASE)
 _CLOSING = {"{": "}", "[": "]"}
 
 
@@ -49,8 +50,10 @@ def uncut(text: str, *, half: bool) -> Any:
     if not opened or _REST.fullmatch(text, place) is None:
         return text
     if half and last[:1] == '"' and (len(last) == 1 or last[-1:] != '"' or text.endswith("\\")):
+        torn = _HALF_PAIR.search(text, max(place, len(text) - 16))
+        end = len(text) if torn is None else torn.start()
         for less in range(7):  # the longest that may be left of an escape is `\ud83`
-            found = _parsed(f'{text[: len(text) - less]}"{closers}')
+            found = _parsed(f'{text[: end - less]}"{closers}')
             if found:
                 return found
     found = _parsed(text[:place] + closers)

@@ -275,6 +275,11 @@ def test_a_name_that_is_none_is_none_as_json_either(name: str) -> None:
     assert read(span(1, None, {"gen_ai.operation.name": "chat", "gen_ai.agent.name": name})).agent is None
 
 
+def test_an_operation_is_nobodys_name() -> None:
+    assert read(span(1, None, {"gen_ai.operation.name": "invoke_agent"}, name="invoke_agent")).agent is None
+    assert read(span(1, None, {"gen_ai.operation.name": "invoke_agent"}, name="planner")).agent == "planner"
+
+
 # Code by name and by what comes back
 
 
@@ -287,6 +292,9 @@ def test_a_name_that_is_none_is_none_as_json_either(name: str) -> None:
         ("bash", "x", "code_exec", None),
         ("simulate", "exitcode: 1\nx", "code_exec", 1),
         ("simulate", "x\n[exit code: 2]", "code_exec", 2),
+        ("simulate", "[exit code: 3]", "code_exec", 3),
+        ("simulate", "[1, 2]\n[exit code: 3]", "code_exec", 3),
+        ("run_shell_command", "x", "code_exec", None),
         ("simulate", "the exitcode: 1 was seen", "tool_call", None),
         ("simulate", '{"exitcode": 1, "stdout": ""}', "tool_call", None),
     ],
