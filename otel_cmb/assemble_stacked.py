@@ -11,7 +11,7 @@ import math
 import re
 
 from otel_cmb.assemble_messages import incoming
-from otel_cmb.assemble_payload import payload_of
+from otel_cmb.assemble_payload import called_with, payload_of
 from otel_cmb.assemble_tree import Node, all_members, encloses, sort_key, take
 from otel_cmb.mapper_results import canonical
 from otel_cmb.vocabulary.base import AGENT, CODE, CONTAINER, LLM, NEVER, PLAIN, TOOL
@@ -156,11 +156,16 @@ def _identity(node: Node) -> tuple[object, ...] | None:
 
 
 def _pair(group: list[Node]) -> bool:
-    """Each node joins the latest earlier one of another scope that it can be one act with; that one is then taken."""
+    """Each node joins an earlier one of another scope that it can be one act with, which is then taken: of several the one
+    most like it, and of those the latest."""
     free: list[Node] = []
     taken = False
     for node in group:
-        partner = next((other for other in reversed(free[-LOOK_BACK:]) if _one_act(other, node)), None)
+        fitting = [other for other in reversed(free[-LOOK_BACK:]) if _one_act(other, node)]
+        partner = fitting[0] if fitting else None
+        if len(fitting) > 1:
+            likeness = [_likeness(other, node) for other in fitting]
+            partner = fitting[likeness.index(max(likeness))]
         above = None if partner is None else _is_above(node, partner)
         if partner is None or above is None:
             free.append(node)
@@ -174,6 +179,15 @@ def _pair(group: list[Node]) -> bool:
     return taken
 
 
+def _likeness(a: Node, b: Node) -> int:
+    """How much two acts are alike that may be one: calls at once differ in what they were called with."""
+    if a.kind in (TOOL, CODE):
+        same = called_with(a.best) == called_with(b.best)
+    else:
+        same = a.kind == LLM and _last_words(a) == _last_words(b)
+    return 2 * bool(same) + (a.best.failed == b.best.failed)
+
+
 def _one_act(a: Node, b: Node) -> bool:
     one, other = a.facts.span, b.facts.span
     if one.scope.name == other.scope.name:
@@ -184,6 +198,9 @@ def _one_act(a: Node, b: Node) -> bool:
             return False
     ids = a.best.found.get("tool_call_id"), b.best.found.get("tool_call_id")
     if None not in ids and ids[0] != ids[1]:
+        return False
+    codes = a.best.exit_code, b.best.exit_code
+    if None not in codes and codes[0] != codes[1]:
         return False
     if one.end_ns is None or other.end_ns is None:
         return abs(one.start_ns - other.start_ns) <= NEAR_NS

@@ -284,6 +284,19 @@ def test_one_library_calls_a_model_through_another_however_slow_it_is(end: int, 
     assert len(events(agent(1, "p"), outer, inner)) == 1 + count
 
 
+@pytest.mark.parametrize("capture", [("all",), ("none",)])
+@pytest.mark.parametrize("results", [("exitcode: 0\n", "exitcode: 1\n"), ("a", "b")])
+def test_calls_of_one_tool_at_once_each_meet_themselves(results: tuple[str, str], capture: tuple[str, ...]) -> None:
+    """Under a clock that gives all of them one time."""
+    spans = [agent(1, "p")]
+    for number, (scope, which) in enumerate([("a", 0), ("a", 1), ("b", 1), ("b", 0)], 2):
+        more = {"gen_ai.tool.call.arguments": json.dumps({"x": which}), "gen_ai.tool.call.result": results[which]}
+        spans.append(tool(number, "fit", 1, scope=scope, start=2, end=9, more=more))
+    found = [event for event in events(*spans, capture=capture) if event.event_type != "agent_call"]
+    assert [len({one.attributes["gen_ai.tool.call.arguments"] for one in event.spans}) for event in found] == [1, 1]
+    assert [len(event.spans) for event in found] == [2, 2]
+
+
 def test_an_instrumentation_tells_of_a_call_once() -> None:
     """Of two calls at once, of which one instrumentation saw but the first, two are left."""
     found = events(agent(1, "p"), call(2, "a"), call(3, "b"), call(4, "b"))
