@@ -28,7 +28,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
 from support import application_schema
 
-from otel_cmb import clock
+from otel_cmb import clock, config
 from otel_cmb.draining import Drainer
 from otel_cmb.errors import RunNotFoundError
 from otel_cmb.event import Stamp
@@ -622,3 +622,14 @@ def test_an_exporter_with_wrong_settings_fails_at_export_not_before(
     assert exporter.force_flush(100)
     exporter.shutdown()
     assert not os.path.exists("no such thing")
+
+
+def test_databases_that_only_the_query_of_the_url_tells_apart_have_journals_of_their_own() -> None:
+    """Else the next process would write what is left of one into the other."""
+
+    def place(query: str) -> str:
+        return state_directory(config.load(database_url=f"postgresql+psycopg://u:p@h/db{query}", state_dir="/s"))
+
+    apart = ["", "?options=-csearch_path%3Da", "?options=-csearch_path%3Db", "?host=/one", "?host=/two", "?service=a", "?port=5433"]
+    assert len({place(query) for query in apart}) == len(apart)
+    assert place("?sslmode=require&connect_timeout=3&application_name=x") == place("")
