@@ -1,18 +1,27 @@
-"""Writes docs/cli.md from the commands and docs/settings.md from the settings table: python docs/make.py
+"""Writes docs/cli.md from the commands, docs/settings.md from the settings table and docs/python.md from the docstrings:
+python docs/make.py
 
 tests/test_docs.py fails when a page is older than what it describes.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
+import otel_cmb
+from otel_cmb import accounting, context, spans
 from otel_cmb.cli import COMMANDS, cli
+from otel_cmb.compat.cmbagent import EventCaptureManager
 from otel_cmb.config import SETTINGS, Setting
+from otel_cmb.reader import Reader, records
 from otel_cmb.receiver.settings import SERVE_SETTINGS
 
 HERE = Path(__file__).parent
@@ -104,7 +113,97 @@ def settings_page() -> str:
     return "\n".join([SETTINGS_HEAD, _table(SETTINGS), VARIABLES, SERVE_HEAD, _table(SERVE_SETTINGS)])
 
 
-PAGES = {"cli.md": cli_page, "settings.md": settings_page}
+PYTHON_HEAD = """# In Python
+
+Made from the docstrings by `python docs/make.py`; `help(otel_cmb)` says the same. All functions and the two exporter classes are
+imported from `otel_cmb`, the others are what these return. What raises, raises one of the errors at the end of this page.
+"""
+
+AGENT_TEXT = (
+    "The first five are blocks for `with` and `async with`: the event is there from the start, completed at the end, and failed when "
+    "an exception leaves the block. The others are over at once. None raises because of what it is given.")
+
+PYTHON: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "Setting up": ("Once, at the start of a program.", (
+        otel_cmb.configure, otel_cmb.CMBSpanProcessor, otel_cmb.CMBSpanExporter, accounting.Stats)),
+    "Where things belong": ("Blocks for `with` and `async with`. What happens inside belongs to the run, node or step.", (
+        otel_cmb.run, otel_cmb.attach, otel_cmb.node, otel_cmb.step, context.Run, context.Node, context.Step)),
+    "What an agent does": (AGENT_TEXT, (
+        otel_cmb.agent_call, otel_cmb.tool_call, otel_cmb.code_exec, otel_cmb.llm_call, otel_cmb.approval, otel_cmb.file_gen,
+        otel_cmb.handoff, otel_cmb.message, otel_cmb.error, otel_cmb.traced_agent, otel_cmb.traced_tool, spans.Block,
+        spans.AgentCall, spans.ToolCall, spans.CodeExec, spans.LLMCall, spans.Approval)),
+    "Reading": ("", (
+        otel_cmb.open_reader, Reader, *(getattr(records, name) for name in records.__all__ if name not in ("make", "maker")))),
+    "In the place of cmbagent's own class": ("`from otel_cmb.compat.cmbagent import EventCaptureManager`", (EventCaptureManager,)),
+    "Errors": ("", tuple(
+        value for name in otel_cmb.__all__ if inspect.isclass(value := getattr(otel_cmb, name)) and issubclass(value, Exception))),
+}
+
+HOOKS = frozenset({"on_start", "on_end", "pipeline", "leave_to_processor", "count", "lose", "open"})
+"""Methods for the SDK, and for ourselves."""
+
+
+def python_page() -> str:
+    parts = [PYTHON_HEAD]
+    for title, (text, things) in PYTHON.items():
+        parts += [f"## {title}\n", *([f"{text}\n"] if text else [])]
+        for thing in things:
+            parts += _class(thing) if inspect.isclass(thing) else [f"### {thing.__name__}\n", _code(thing), _text(thing)]
+    return "\n".join(parts)
+
+
+def _class(kind: type) -> Iterator[str]:
+    bases = [base.__name__ for base in kind.__bases__ if base is not object]
+    yield f"### {kind.__name__}{'(' + ', '.join(bases) + ')' if bases else ''}\n"
+    if inspect.getdoc(kind) and not (dataclasses.is_dataclass(kind) and kind.__doc__.startswith(kind.__name__ + "(")):
+        yield _text(kind)
+    if dataclasses.is_dataclass(kind):
+        yield "```python\n" + "\n".join(f"{field.name}: {field.type}" for field in dataclasses.fields(kind)) + "\n```\n"
+    for name, member in vars(kind).items():
+        plain = member.fget if isinstance(member, property) else member
+        if name.startswith("_") or name in HOOKS or not inspect.isfunction(plain) or issubclass(kind, Exception):
+            continue
+        if not plain.__doc__ and any(hasattr(base, name) for base in kind.__bases__):
+            continue  # as said there
+        if isinstance(member, property):
+            yield f"`{name}: {_type(inspect.signature(plain).return_annotation)}`\n"
+        else:
+            yield _code(plain)
+        yield _text(member)
+
+
+def _code(function: Any) -> str:
+    signature = inspect.signature(function)
+    shown, star = [], False
+    for parameter in signature.parameters.values():
+        if parameter.name == "self":
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY and not star:
+            shown.append("*")
+            star = True
+        prefix = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+        shown.append(f"{prefix}{parameter.name}: {_type(parameter.annotation)}{default}")
+    end = f") -> {_type(signature.return_annotation)}"
+    line = f"{function.__name__}({', '.join(shown)}{end}"
+    if len(line) > 110:
+        line = f"{function.__name__}(\n    " + ",\n    ".join(shown) + f",\n{end}"
+    return f"```python\n{line}\n```\n"
+
+
+def _type(annotation: Any) -> str:
+    return re.sub(r"\b_Block\b", "ContextManager", str(annotation))
+
+
+def _text(thing: Any) -> str:
+    text = inspect.getdoc(thing)
+    if not text:
+        raise SystemExit(f"{thing} has no docstring")
+    text = text.replace(":data:`otel_cmb.config.SETTINGS`", "[settings](settings.md)")
+    return re.sub(r":\w+:`~?(?:\w+\.)*(\w+)`", r"`\1`", text) + "\n"
+
+
+PAGES = {"cli.md": cli_page, "settings.md": settings_page, "python.md": python_page}
 
 
 def main() -> int:

@@ -35,6 +35,7 @@ class Stats:
     live: int = 0
     """Spans running now."""
     journal_bytes: int = 0
+    """Of this process's journal, and of those of dead processes that it has taken over."""
     last_error: str = ""
     """Why the database cannot be written at this moment; empty when it can."""
     redacted: int = 0
@@ -60,6 +61,7 @@ class Stats:
             self.ignored + self.merged + self.committed + self.pending + sum(self.parked.values()) + sum(self.lost.values()))
 
     def copy(self) -> Stats:
+        """The counts as they are now."""
         return replace(self, parked=dict(self.parked), lost=dict(self.lost))
 
     def as_dict(self) -> dict[str, Any]:

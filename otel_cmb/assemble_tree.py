@@ -5,6 +5,7 @@ Deterministic in the set of facts: nothing here depends on the order in which th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
@@ -181,8 +182,9 @@ def merge(ordered: list[Node]) -> list[Node]:
                 again = {id(kid) for kid in taken if kid.facts.span.scope.name == node.facts.span.scope.name}
                 if len(again) > 1:  # one instrumentation tells of one act twice, not three times: what calls itself
                     taken = [kid for kid in taken if id(kid) not in again]
-            if node.kind == AGENT:
-                taken = [kid for kid in taken if not _calls_itself(node, kid)]
+            if node.kind == AGENT and taken:
+                within = _time_inside(node)
+                taken = [kid for kid in taken if not (_is_told_alike(node, kid) and _is_outside(within, kid))]
             for kid in taken:
                 take(node, kid)
         if node.kind == AGENT:
@@ -292,15 +294,29 @@ def _two_acts(node: Node, kid: Node) -> bool:
     return one is not None and other is not None and bool(one != other)
 
 
-def _calls_itself(node: Node, kid: Node) -> bool:
-    """Whether an agent calls one of its name, rather than being told of twice: of one act one instrumentation's spans have
-    two names (`invoke_agent x` and `x.workflow`), or the outer one holds nothing beyond the time of the inner one."""
+# An agent calls one of its name, rather than being told of twice, where one instrumentation tells of both alike and the outer
+# one holds something beyond the time of the inner one: of one act it has two names (`invoke_agent x` and `x.workflow`).
+
+
+def _is_told_alike(node: Node, kid: Node) -> bool:
     span = node.facts.span
-    again = any(
+    return any(
         one.facts.span.name == span.name and one.facts.span.scope.name == span.scope.name
         for one in (kid, *all_members(kid))
     )
-    return again and any(other is not kid and not encloses(kid, other) for other in node.kids)
+
+
+def _time_inside(node: Node) -> tuple[int, float]:
+    """From when to when something happened right inside."""
+    spans = [kid.facts.span for kid in node.kids]
+    if not spans:
+        return 0, 0
+    return min(span.start_ns for span in spans), max(math.inf if span.end_ns is None else span.end_ns for span in spans)
+
+
+def _is_outside(within: tuple[int, float], kid: Node) -> bool:
+    span = kid.facts.span
+    return within[0] < span.start_ns or (span.end_ns is not None and within[1] > span.end_ns)
 
 
 def _always(node: Node, kid: Node) -> bool:  # noqa: ARG001 - one shape for all rules

@@ -122,6 +122,7 @@ class Block:
         return context
 
     def start(self) -> Self:
+        """Start the span; what happens from here on, in this thread or task, is inside."""
         self._token = attach(self.open())
         return self
 

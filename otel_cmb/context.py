@@ -187,6 +187,7 @@ class Node:
         self.failure: str | None = None
 
     def fail(self, message: str) -> None:
+        """End the node as failed although no exception leaves the block."""
         self.failure = message
 
 
@@ -198,6 +199,7 @@ class Step:
         self.failure: str | None = None
 
     def fail(self, message: str) -> None:
+        """End the step as failed although no exception leaves the block."""
         self.failure = message
 
 

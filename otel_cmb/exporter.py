@@ -61,6 +61,7 @@ class CMBSpanExporter(SpanExporter):
         self._processed = True
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """SUCCESS when every event of the batch is committed; waits `export_timeout` for that at most. Never raises."""
         if self._shut_down:
             return SpanExportResult.FAILURE
         try:

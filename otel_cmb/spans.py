@@ -35,6 +35,7 @@ class AgentCall(Block):
     """An agent is asked and answers."""
 
     def set_response(self, response: Any) -> None:
+        """What the agent answered."""
         self.set("cmb.outputs", to_json({"response": response}))
 
     def set_usage(
@@ -49,6 +50,7 @@ class ToolCall(Block):
     """A tool is called."""
 
     def set_result(self, result: Any) -> None:
+        """What the tool answered: a text as it is, anything else as JSON."""
         if result is None or isinstance(result, (bool, int, float)):
             # As a JSON text it could not be told from the text of a number, which is what most tools answer.
             self.set("cmb.outputs", to_json({"result": result}))
@@ -62,6 +64,7 @@ class CodeExec(Block):
     meta: dict[str, Any]
 
     def set_result(self, output: Any, exit_code: int | None = None) -> None:
+        """What the code printed, and its exit code; where that is not 0, the last line says what went wrong."""
         self.set("cmb.outputs", to_json({"result": output}))
         if exit_code is None:
             return
@@ -86,6 +89,7 @@ class LLMCall(Block):
         self, model: str | None = None, input_tokens: int | None = None, output_tokens: int | None = None,
         cost_usd: float | None = None,
     ) -> None:
+        """The model that answered, tokens and US dollars."""
         self._set_usage(model, input_tokens, output_tokens, cost_usd)
 
 

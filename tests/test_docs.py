@@ -165,7 +165,7 @@ def test_every_command_is_there_with_help_and_every_option_has_a_text(make: Modu
                 assert parameter.help, f"{name} {parameter.opts}"
 
 
-@pytest.mark.parametrize("name", ["cli.md", "settings.md"])
+@pytest.mark.parametrize("name", ["cli.md", "settings.md", "python.md"])
 def test_the_made_pages_are_what_the_code_says(name: str) -> None:
     # In a process of its own: click keeps the help option of a command that another test has called by itself.
     code = "import runpy, sys; sys.stdout.write(runpy.run_path(sys.argv[1])['PAGES'][sys.argv[2]]())"

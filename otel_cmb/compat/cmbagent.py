@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import inspect
 import logging
 import os
@@ -104,6 +105,7 @@ def _settings_of(session: Any) -> config.Settings:
 def _contained(method: F) -> F:
     """An error of ours never reaches the application; under test it does."""
 
+    @functools.wraps(method)
     def contained(self: EventCaptureManager, *args: Any, **kwargs: Any) -> Any:
         if not self.enabled:
             return None
@@ -120,7 +122,6 @@ def _contained(method: F) -> F:
             with self._lock:
                 self.total_capture_time_ms += (clock.monotonic() - started) * 1000
 
-    contained.__name__, contained.__doc__ = method.__name__, method.__doc__
     return contained  # type: ignore[return-value] # the same parameters, an error fewer
 
 

@@ -258,6 +258,7 @@ class Reader:
     # -- what belongs to a run ----------------------------------------------------------------------------------------
 
     def nodes(self, run_id: str) -> list[Node]:
+        """Nodes of the run's graph, in their order."""
         return self._of_run(Node, NODES, run_id, "order_index", "id")
 
     def edges(self, run_id: str) -> list[Edge]:
@@ -273,12 +274,15 @@ class Reader:
         return self._source.records(Edge, self._source.select("dag_edges").where(*wanted).order_by(order))
 
     def steps(self, run_id: str) -> list[Step]:
+        """The run's workflow steps, by number."""
         return self._of_run(Step, "workflow_steps", run_id, "step_number", "id")
 
     def files(self, run_id: str, *, limit: int | None = None) -> list[File]:
+        """Files that were written in the run, the first one first."""
         return self._of_run(File, "files", run_id, "created_at", "id", limit=limit)
 
     def messages(self, run_id: str, *, limit: int | None = None) -> list[Message]:
+        """Messages between the run's agents, the first one first."""
         return self._of_run(Message, "messages", run_id, "timestamp", "id", limit=limit)
 
     # -- live views ---------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ class Record:
     __slots__ = ()
 
     def to_dict(self) -> dict[str, Any]:
+        """A dictionary that is ready for JSON."""
         result = {item.name: _plain(getattr(self, item.name)) for item in fields(self)}  # type: ignore[arg-type]
         for name, value in (result.pop("extra", None) or {}).items():
             result.setdefault(name, _plain(value))
@@ -46,6 +47,8 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Session(Record):
+    """A row of `sessions`."""
+
     id: str
     name: str | None = None
     user_id: str | None = None
@@ -69,6 +72,8 @@ class RunTotals(Record):
 
 @dataclass(frozen=True, slots=True)
 class Run(Record):
+    """A row of `workflow_runs`, with the sums over its events."""
+
     id: str
     session_id: str | None = None
     project_id: str | None = None
@@ -120,6 +125,7 @@ class Node(Record):
 
     @property
     def name(self) -> str:
+        """The name the program or the application gave it."""
         named = self.meta.get("id") if isinstance(self.meta, dict) else None
         return named if isinstance(named, str) and named else self.id
 
@@ -129,6 +135,8 @@ class Node(Record):
 
 @dataclass(frozen=True, slots=True)
 class Edge(Record):
+    """A row of `dag_edges`."""
+
     from_node_id: str
     to_node_id: str
     id: int | str | None = None
@@ -140,6 +148,8 @@ class Edge(Record):
 
 @dataclass(frozen=True, slots=True)
 class Step(Record):
+    """A row of `workflow_steps`."""
+
     id: str
     run_id: str | None = None
     session_id: str | None = None
@@ -217,6 +227,7 @@ class Line(Record):
 
     @property
     def cursor(self) -> str:
+        """Give it to `lines(after=...)` for what comes after this event."""
         return f"{self.execution_order or 0}:{self.id}"
 
 
@@ -244,6 +255,8 @@ class TreeNode:
 
 @dataclass(frozen=True, slots=True)
 class File(Record):
+    """A row of `files`."""
+
     id: str
     file_path: str | None = None
     file_type: str | None = None
@@ -259,6 +272,8 @@ class File(Record):
 
 @dataclass(frozen=True, slots=True)
 class Message(Record):
+    """A row of `messages`."""
+
     id: str
     sender: str | None = None
     recipient: str | None = None
