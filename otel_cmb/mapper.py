@@ -111,6 +111,12 @@ def _classify(facts: Facts, shape: Shape) -> None:
         facts.kind, name, text = _told_by_name(span.scope.name, span.name)
         if name is not None:
             facts.found.setdefault(name, text)
+        elif facts.kind == PLAIN and facts.found.keys() >= _ANSWERED and "operation" not in facts.found:
+            facts.kind = LLM  # a limit dropped the oldest of its attributes, or the program never said the operation
+
+
+_ANSWERED = frozenset(("model", "finish_reason", "tokens_in"))
+"""What only a call of a model says all of: who answered, why the answer ended, what was read for it."""
 
 
 @lru_cache(maxsize=4096)
@@ -202,8 +208,11 @@ def _name_agent(facts: Facts) -> None:
     if isinstance(name, str) and name:
         facts.agent = name
         return
+    _, carried, text = _told_by_name(facts.span.scope.name, facts.span.name)
     match = _NAME_IN_SPAN.fullmatch(facts.span.name)
-    if match is not None:
+    if carried == "agent_name":
+        facts.agent = text or None
+    elif match is not None:
         facts.agent = match[1]
     elif "oi_kind" in found and "input" not in found and "output" not in found:
         # Nothing but its kind: the root that OpenInference gives a workflow of the OpenAI Agents SDK.

@@ -278,6 +278,23 @@ def test_a_name_that_is_none_is_none_as_json_either(name: str) -> None:
 def test_an_operation_is_nobodys_name() -> None:
     assert read(span(1, None, {"gen_ai.operation.name": "invoke_agent"}, name="invoke_agent")).agent is None
     assert read(span(1, None, {"gen_ai.operation.name": "invoke_agent"}, name="planner")).agent == "planner"
+    assert read(span(1, None, {"gen_ai.operation.name": "invoke_agent"}, name="invoke_agent a b")).agent == "a b"
+
+
+ANSWER = {"gen_ai.response.model": "m", "gen_ai.response.finish_reasons": ["stop"], "gen_ai.usage.input_tokens": 3}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "kind"),
+    [
+        (ANSWER, "llm_call"),
+        ({**ANSWER, "gen_ai.operation.name": "moderate"}, "plain"),
+        *(({key: value for key, value in ANSWER.items() if key != gone}, "plain") for gone in ANSWER),
+    ],
+)
+def test_what_says_who_answered_and_what_it_took_is_a_call_of_a_model(attributes: dict[str, Any], kind: str) -> None:
+    """A limit on the number of attributes drops the oldest: the operation is set first."""
+    assert read(span(1, None, attributes, name="chat m")).kind == kind
 
 
 # Code by name and by what comes back
