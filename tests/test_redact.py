@@ -130,6 +130,36 @@ def test_a_key_that_names_a_secret_gives_up_its_value(key: str) -> None:
         assert redactor.span(span) == 0
 
 
+def test_ids_that_name_rows_stay() -> None:
+    """A row is found by its id only, and what the context says of it is not redacted either."""
+    identifiers = dict.fromkeys(redact.IDS, f"sk-{A40}")
+    redactor = redact.Redactor(hook=lambda key, text: text.upper())
+    span = span_with(**identifiers, **{"cmb.inputs": {"cmb.run.id": f"sk-{A40}"}, "x": f"sk-{A40}"})
+    span.resource = Resource(dict(identifiers))
+    assert redactor.span(span)
+    assert {name: span.attributes[name] for name in redact.IDS} == span.resource.attributes == identifiers
+    assert A40 not in repr([span.attributes["cmb.inputs"], span.attributes["x"]])
+    span = span_with(**{"cmb.run.id": [f"sk-{A40}"]})  # no id is a list
+    assert redactor.span(span)
+    assert A40 not in repr(span)
+
+
+def test_secrets_in_the_names_of_attributes() -> None:
+    names = {f"by sk-{A40}": 1, f"by sk-{A40[::-1]}": 2, "postgresql://ann:hunter2@h": 3, "gen_ai.usage.max_output_tokens_task_": 4}
+    redactor = redact.Redactor()
+    for _ in range(2):
+        span = span_with(**names, deep={f"sk-{A40}": f"sk-{A40}"})
+        span.events.append(SpanEvent("e", 1, dict(names)))
+        span.resource = Resource(dict(names))
+        assert redactor.span(span) == 3 * 3 + 2
+        assert span.attributes.pop("deep") == {"[redacted: API key]": "[redacted: API key]"}
+        assert span.attributes == span.events[0].attributes == span.resource.attributes == {
+            "by [redacted: API key]": 1, "by [redacted: API key] 2": 2, "postgresql://ann:[redacted: password]@h": 3,
+            "gen_ai.usage.max_output_tokens_task_": 4}
+        assert redactor.span(span) == 0
+    assert redactor.minds_key(f"sk-{A40}") and not redactor.minds_key("gen_ai.usage.max_output_tokens_task_")
+
+
 @pytest.mark.parametrize("key", ["gen_ai.usage.input_tokens", "key", "session.id", "token_count", "monkey", "author"])
 def test_other_keys_keep_theirs(key: str) -> None:
     span = span_with(**{key: "abc"})
