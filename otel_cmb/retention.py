@@ -1,15 +1,18 @@
 """Deleting what is old, in transactions of bounded size: whole runs of an owned database, only our own events of an
 attached one.
 
-A run is old when it and everything in it is: started, ended and last written before the cutoff. Resources and scopes
-stay: they are few, shared, and remembered by living writers.
+A run is old when it and everything in it is: started, ended and last written before the cutoff. Of a run that nobody has
+ended, whether or not something runs in it, the last sign counts that any event began or ended: programs die, perhaps on hosts
+that are gone. What a living process of this host has open is never old. Resources and scopes stay: they are few, shared, and
+remembered by living writers.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +28,8 @@ from otel_cmb.engines import clear_errors, make_engine
 from otel_cmb.errors import ConfigurationError
 from otel_cmb.event import OWN_ID, trace_id_range
 from otel_cmb.faults import Fault, classify
+from otel_cmb.journal import journals, read_only_summary
+from otel_cmb.state_paths import state_directory
 from otel_cmb.transactions import begin_write, lock_runs
 
 __all__ = ["Pruned", "duration_ns", "prune_events", "prune_runs"]
@@ -68,7 +73,8 @@ def duration_ns(text: str) -> int:
 def prune_runs(
     settings: Settings, cutoff_ns: int, *, keep: int = 0, dry_run: bool = False, progress: Progress | None = None
 ) -> Pruned:
-    """Delete whole runs that are older than the cutoff, but none of the `keep` newest. Owned databases only.
+    """Delete whole runs that are older than the cutoff, but none of the `keep` newest, and none that a living process of this
+    host has open (known by its journal in the state directory). Owned databases only.
 
     Interrupted, it leaves a run with fewer events; the next call goes on. Raises
     :class:`~otel_cmb.errors.ConfigurationError` for an attached database.
@@ -80,7 +86,8 @@ def prune_runs(
                 "otel-cmb's own events are deleted with --events"
             )
         work = _Work(engine, binding, cutoff_ns)
-        pruned = Pruned(runs=work.old_runs(keep))
+        going_on = work.going_on(*_open_here(settings))
+        pruned = Pruned(runs=[run_id for run_id in work.old_runs(keep) if run_id not in going_on])
         for number, run_id in enumerate(pruned.runs):
             if progress is not None:
                 progress(number, len(pruned.runs))
@@ -122,6 +129,18 @@ def prune_events(
         return pruned
 
 
+def _open_here(settings: Settings) -> tuple[set[str], set[str]]:
+    """Runs and events that living processes of this host have open."""
+    runs: set[str] = set()
+    events: set[str] = set()
+    for path in journals(state_directory(settings)):
+        summary = read_only_summary(path)
+        if summary.alive:
+            runs |= summary.ids("run")
+            events |= summary.ids("event")
+    return runs, events
+
+
 @contextmanager
 def _opened(settings: Settings, dry_run: bool) -> Iterator[tuple[Engine, Binding]]:
     engine = make_engine(settings, read_only=dry_run)
@@ -146,6 +165,7 @@ class _Work:
     def old_runs(self, keep: int) -> list[str]:
         """Ids, oldest first."""
         run, event = self._cutoff("workflow_runs", "started_at"), self._cutoff("execution_events", "timestamp")
+        end = self._cutoff("execution_events", "completed_at")
         with self._engine.connect() as connection:
             rows = connection.exec_driver_sql(
                 f"SELECT r.id FROM {self._tables['workflow_runs']} r "
@@ -153,11 +173,21 @@ class _Work:
                 f"AND r.id NOT IN (SELECT id FROM {self._tables['workflow_runs']} WHERE started_at IS NOT NULL "
                 f"ORDER BY started_at DESC, id DESC LIMIT {int(keep)}) "
                 f"AND NOT EXISTS (SELECT 1 FROM {self._events} e "
-                f"WHERE e.run_id = r.id AND e.timestamp >= {self._mark}) "
+                f"WHERE e.run_id = r.id AND (e.timestamp >= {self._mark} OR e.completed_at >= {self._mark})) "
                 "ORDER BY r.started_at, r.id",
-                (run, run, event),
+                (run, run, event, end),
             )
             return [row[0] for row in rows]
+
+    def going_on(self, runs: set[str], events: set[str]) -> set[str]:
+        """The runs, and those of the events."""
+        if not events:
+            return runs
+        with self._engine.connect() as connection:
+            found = connection.exec_driver_sql(
+                f"SELECT DISTINCT run_id FROM {self._events} WHERE {in_list(self._dialect, 'id')}",
+                (list_param(self._dialect, events),))
+            return runs.union(row[0] for row in found)
 
     def count(self, table: str, run_id: str) -> int:
         with self._engine.connect() as connection:
@@ -250,8 +280,39 @@ class _Work:
         for table in SIDE_TABLES:
             if table in self._tables:
                 deleted[table] = self._delete(connection, self._tables[table], "event_id", ids, self._our_side_rows(table))
+        self._make_roots(connection, ids, {row[1] for row in rows})
         deleted["execution_events"] = self._delete(connection, self._events, "id", ids)
         return deleted
+
+    def _make_roots(self, connection: Connection, ids: Sequence[str], runs: Collection[str]) -> None:
+        """Events of ours that stay although what they hang below goes become roots, and what is below them moves with them.
+        The application's are its own: what its foreign key says of them happens."""
+        deep = "depth" in self._binding.tables["execution_events"].columns
+        in_runs, in_ids = in_list(self._dialect, "run_id"), in_list(self._dialect, "parent_event_id")
+        kept = f"{self._OUR_ID} AND (timestamp >= {self._mark} OR status = 'running')"
+        found = connection.exec_driver_sql(
+            f"SELECT id, {'depth' if deep else '0'} FROM {self._events} WHERE {in_runs} AND {in_ids} AND {kept}",
+            (list_param(self._dialect, runs), list_param(self._dialect, ids), self._cutoff("execution_events", "timestamp")),
+        ).all()
+        if not found:
+            return
+        connection.exec_driver_sql(  # all of them, before any moves: one may have lain below another
+            f"UPDATE {self._events} SET parent_event_id = NULL WHERE {in_list(self._dialect, 'id')}",
+            (list_param(self._dialect, [row[0] for row in found]),))
+        by_depth: defaultdict[int, list[str]] = defaultdict(list)
+        for id_, depth in found:
+            by_depth[depth or 0].append(id_)
+        for depth, tops in by_depth.items():
+            if depth:
+                self._move_up(connection, tops, depth)
+
+    def _move_up(self, connection: Connection, tops: Sequence[str], by: int) -> None:
+        """Make events, and those of ours that lie below them, less deep."""
+        connection.exec_driver_sql(
+            f"UPDATE {self._events} SET depth = depth - {self._mark} WHERE id IN (WITH RECURSIVE below(id) AS ("
+            f"SELECT id FROM {self._events} WHERE {in_list(self._dialect, 'id')} UNION "
+            f"SELECT e.id FROM {self._events} e JOIN below ON e.parent_event_id = below.id WHERE e.id LIKE '{OWN_ID}') "
+            "SELECT id FROM below)", (by, list_param(self._dialect, tops)))
 
     def count_own_side_rows(self, table: str) -> int:
         """How many files, or messages, go with the events that :meth:`count_own_events` counts."""
