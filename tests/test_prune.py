@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from support import application_schema
 from support.commands import otel_cmb
 
-from otel_cmb import clock, config, engines, open_reader, pipeline, retention, transactions
+from otel_cmb import clock, config, deleting, engines, open_reader, pipeline, retention, transactions
 from otel_cmb.compat.cmbagent import EventCaptureManager
 from otel_cmb.errors import ConfigurationError
 from otel_cmb.event import Span, Stamp
@@ -156,7 +156,7 @@ def test_a_run_without_an_end_is_as_old_as_its_last_event(recorded, database_url
 
 def test_large_runs_go_in_bounded_transactions(recorded, monkeypatch):
     old = recorded(100, events=25)
-    monkeypatch.setattr(retention, "CHUNK", 4)
+    monkeypatch.setattr(deleting, "CHUNK", 4)
     commits, seen = [], []
 
     def committed(connection):
@@ -176,7 +176,7 @@ def test_large_runs_go_in_bounded_transactions(recorded, monkeypatch):
 
 def test_an_interrupted_prune_is_continued(recorded, monkeypatch):
     old = recorded(100, events=10)
-    monkeypatch.setattr(retention, "CHUNK", 3)
+    monkeypatch.setattr(deleting, "CHUNK", 3)
     original, calls = retention._Work._delete, []
 
     def interrupted(self, connection, table, *rest):
@@ -278,7 +278,7 @@ def test_what_the_application_added_to_our_events_stays(attached, database_url):
 
 def test_events_that_stay_become_roots_with_all_below_them(attached, database_url, monkeypatch):
     """old > older > young > younger, and a young one of the application below an old one of ours."""
-    monkeypatch.setattr(retention, "CHUNK", 1)
+    monkeypatch.setattr(deleting, "CHUNK", 1)
     [run] = attached.rows("workflow_runs")
     now, trace = time.time_ns(), uuid.uuid4().hex
     door = pipeline.get_pipeline(config.load(database_url=database_url))
