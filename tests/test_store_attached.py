@@ -243,6 +243,10 @@ def test_a_broken_meta_of_one_row_hides_no_other(application, store, database_ur
     assert [item.outcome.result for item in items] == ["committed", "committed"]
     assert [(row["node_id"], row["step_id"]) for row in app.rows("execution_events", "execution_order")] == [
         (node, step), (None, None)]
+    many = [Item(n, span=agent_span(n + 10, 1, run=name)) for n, name in enumerate(["good-task", *map(str, range(70, 90))])]
+    store.write(many)
+    stored = {item.span.trace_id: item.outcome.result for item in many if item.outcome.result != "parked"}
+    assert stored == {f"{10:032x}": "committed", f"{18:032x}": "committed"}  # the alias, and 77
 
 
 def backwards(run_id: str) -> list[Item]:
