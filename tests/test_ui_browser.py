@@ -22,11 +22,9 @@ from browsing import Browser, browser_paths, get, serving, until
 from looking import HOSTILE, RUN, SESSION, START, TRACE, Writer, add_run, conversation, example, many
 
 from otel_cmb import schema
-from otel_cmb.config import load
 from otel_cmb.reader import open_reader
 from otel_cmb.ui.app import create_app
 from otel_cmb.ui.export import write_html
-from otel_cmb.ui.owners import Owners
 
 pytestmark = pytest.mark.browser
 
@@ -360,8 +358,7 @@ def test_a_program_with_nobody_around_it_is_seen_to_be_dead_once_it_is_killed(br
     program = subprocess.Popen([sys.executable, tmp_path / "program.py", database], cwd=tmp_path, stderr=subprocess.DEVNULL)
     try:
         until(lambda: (tmp_path / "otel_cmb.db").exists())
-        died = Owners(lambda: load(database_url=database)).died
-        with serving(create_app(lambda: open_reader(database), died=died)) as base:
+        with serving(create_app(lambda: open_reader(database))) as base:
             until(lambda: b"alone" in get(base + "/api/runs").body)
             browser.open(base + "/")
             browser.one(".runs a").click()

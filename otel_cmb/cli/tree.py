@@ -18,8 +18,8 @@ from otel_cmb.reader.reader import grow
 from otel_cmb.reader.records import Line, Node, Run, RunTotals, TreeNode
 
 __all__ = [
-    "Glyphs", "clean", "count", "draw", "header", "moment_of", "money", "rows_of", "said", "span", "status_style",
-    "when",
+    "DIED_ADVICE", "Glyphs", "clean", "count", "draw", "header", "moment_of", "money", "rows_of", "said", "span",
+    "status_of", "when",
 ]
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
@@ -29,6 +29,8 @@ STYLES = {
     "handoff": "bright_black", "approval_requested": "bright_yellow", "error": "red", "message": "bright_black",
 }
 STATUS_STYLES = {"completed": "green", "failed": "bold red", "running": "yellow", "executing": "yellow"}
+PROCESS_DIED, DIED_STYLE = "process died", "bold red"
+DIED_ADVICE = "Its process died before it ended; `otel-cmb parked replay` finishes it."
 WORDS = {
     "agent_call": "agent", "llm_call": "llm", "tool_call": "tool", "code_exec": "code", "file_gen": "file",
     "handoff": "handoff", "approval_requested": "approval", "error": "error", "info": "info", "message": "message",
@@ -137,12 +139,14 @@ def header(run: Run, totals: RunTotals, now: datetime) -> Text:
     text.append("run ", "bold")
     text.append(clean(run.id), "bold")
     text.append("  ")
-    text.append(clean(run.status) or "?", status_style(run.status))
+    text.append(clean(run.status) or "?", STATUS_STYLES.get(run.status or "", ""))
+    if run.died:
+        text.append(f"  {PROCESS_DIED}", DIED_STYLE)
     if run.task_description:
         text.append("\n" + clean(run.task_description)[:400])
     who = " · ".join(clean(part) for part in (run.mode, run.agent, run.model) if part)
     took = run.duration_ms
-    if took is None and run.started_at is not None and not run.ended:
+    if took is None and run.started_at is not None and not run.ended and not run.died:
         took = round((now - run.started_at).total_seconds() * 1000)
     started = f"started {when(run.started_at)}" if run.started_at else "without a start time"
     text.append("\n" + " · ".join(part for part in (who, started, span(took)) if part), "bright_black")
@@ -151,20 +155,28 @@ def header(run: Run, totals: RunTotals, now: datetime) -> Text:
         f"{totals.tokens:,} tokens" if totals.tokens else "", money(totals.cost_usd),
     ]
     text.append("\n" + " · ".join(part for part in sums if part), "bright_black")
+    if run.died:
+        text.append(f"\n{DIED_ADVICE}")
     return text
 
 
-def status_style(status: str | None) -> str:
-    return STATUS_STYLES.get(status or "", "")
+def status_of(run: Run) -> Text:
+    """What a list says of a run."""
+    if run.died:
+        return Text(PROCESS_DIED, DIED_STYLE)
+    return Text(clean(run.status) or "?", STATUS_STYLES.get(run.status or "", ""))
 
 
 class Axis:
-    """Places times on `width` cells. In a run that goes on a running event reaches to `now`."""
+    """Places times on `width` cells. In a run that goes on a running event reaches to `now`, in one whose process died to
+    the last thing that is known."""
 
     def __init__(self, run: Run, lines: list[Line], width: int, now: datetime) -> None:
         # From the first event to the last: a program may be long about its start.
         starts = [line.started_at for line in lines if line.started_at]
         ends = [line.completed_at for line in lines if line.completed_at]
+        if run.died:
+            now = max([*starts, *ends], default=now)
         if not run.ended and any(line.status == "running" for line in lines):
             ends.append(now)
         self.width, self.now = width, now

@@ -1,7 +1,7 @@
 // The list of runs: newest first, filtered, paged, live.
 
 import { h, later, put } from "./dom.js";
-import { ENDED, count, money, shortId, span, statusPill, when } from "./format.js";
+import { DIED_ADVICE, ENDED, count, diedPill, money, shortId, span, statusPill, when } from "./format.js";
 
 const PAGE = 50;
 const STATUSES = ["draft", "planning", "executing", "running", "paused", "waiting_approval", "completed", "failed"];
@@ -145,13 +145,13 @@ export class RunList {
   }
 
   fill(row, run, totals) {
-    const live = !run.ended && !ENDED.has(run.status), cells = row.children, link = cells[0].firstChild;
+    const going = !run.ended && !ENDED.has(run.status), died = going && run.died, live = going && !died, cells = row.children, link = cells[0].firstChild;
     const task = run.task_description ? run.task_description.slice(0, 300) : "no task";
     if (link.textContent !== task) link.textContent = task;
     row.classList.toggle("going", live);
     cells[8].classList.toggle("bad", !!(totals && totals.failures));
     const content = [
-      statusPill(run.status, live ? "going" : ""), when(run.started_at, { seconds: false }) || h("span", { class: "dim" }, "no start time"),
+      died ? diedPill(run.status + " in the database. " + DIED_ADVICE) : statusPill(run.status, live ? "going" : ""), when(run.started_at, { seconds: false }) || h("span", { class: "dim" }, "no start time"),
       run.duration_ms !== null ? span(run.duration_ms) : run.started_at && live ? span(Date.now() - new Date(run.started_at)) : "",
       run.mode, run.agent, run.model, totals ? count(totals.events) : "…", totals && totals.failures ? count(totals.failures) : "",
       totals && totals.tokens ? count(totals.tokens) : "", totals ? money(totals.cost_usd) : "",

@@ -1,7 +1,7 @@
 // One run: its graph, its events, what it cost, and the event that is open.
 
 import { copyButton, h, later, put } from "./dom.js";
-import { ENDED, bytes, count, money, shortId, span, statusPill, when } from "./format.js";
+import { DIED_ADVICE, ENDED, bytes, count, diedPill, money, shortId, span, statusPill, when } from "./format.js";
 import { dagView } from "./dag.js";
 import { lanesView } from "./lanes.js";
 import { Model } from "./model.js";
@@ -89,7 +89,7 @@ export class RunPage {
   take(body) {
     const first = !this.run, was = this.run;
     this.run = body.run;
-    this.died = Boolean(body.died);
+    this.died = Boolean(body.run.died);
     this.changed_at = Date.now();
     this.after_next = body.next;
     if (body.graph) { this.graph = body.graph; this.drawDag(); }
@@ -209,8 +209,7 @@ export class RunPage {
   diedNote() {
     const known = !this.ended() && this.died;
     const died = known || this.model.failures.some((id) => /process ended before the span did/.test(this.model.byId.get(id).error || ""));
-    const next = "The next process that writes into this database closes it, or `otel-cmb parked replay`";
-    return died ? h("span", { class: "pill failed", title: known ? next : null }, "✗ process died") : null;
+    return died ? diedPill(known ? DIED_ADVICE : null) : null;
   }
 
   drawCut() {
@@ -263,7 +262,7 @@ export class RunPage {
     if (this.shown === "timeline") {
       if (this.view.firstChild !== this.tools) put(this.view, this.tools, this.waterfall.element);
       this.waterfall.refresh();
-    } else if (this.shown === "agents") put(this.view, lanesView(this.model, { open: (id) => this.openEvent(id), live: !this.ended() }));
+    } else if (this.shown === "agents") put(this.view, lanesView(this.model, { open: (id) => this.openEvent(id), live: !this.ended() && !this.died }));
     else this.fetchView(this.shown);
   }
 
