@@ -137,9 +137,11 @@ export class RunList {
   }
 
   row(run) {
-    return h("tr", { data: { id: run.id } },
-      h("td", { class: "task" }, h("a", { href: this.app.runPath(run.id) }), h("code", { class: "dim", title: run.id }, shortId(run.id))),
-      h("td", { class: "status" }), h("td", { class: "started" }), h("td", { class: "num took" }), h("td", { class: "wide" }), h("td", { class: "agent" }), h("td", { class: "wide" }),
+    const link = h("a", { href: this.app.runPath(run.id) });
+    // The link covers its row, but for the cells that have something to tell.
+    return h("tr", { data: { id: run.id }, on: { click: (event) => { if (event.target.closest(".told")) link.click(); } } },
+      h("td", { class: "task" }, link, h("code", { class: "dim", title: run.id }, shortId(run.id))),
+      h("td", { class: "status told" }), h("td", { class: "started" }), h("td", { class: "num took" }), h("td", { class: "mode wide told cut" }), h("td", { class: "agent told cut" }), h("td", { class: "model wide told cut" }),
       h("td", { class: "num events", data: { label: "events" } }), h("td", { class: "num failures", data: { label: "failed" } }),
       h("td", { class: "num tokens", data: { label: "tokens" } }), h("td", { class: "num cost" }));
   }
@@ -157,6 +159,7 @@ export class RunList {
       totals && totals.tokens ? count(totals.tokens) : "", totals ? money(totals.cost_usd) : "",
     ];
     content.forEach((item, index) => put(cells[index + 1], item === "" ? null : item));
+    for (const [index, text] of [[1, died ? null : run.status], [4, run.mode], [5, run.agent], [6, run.model]]) cells[index].title = text || "";
   }
 
   key(event) {

@@ -66,18 +66,31 @@ export class RunPage {
       const answer = await this.app.source.live(this.id, this.token, this.after);
       if (this.closed) return;
       this.app.notice("");
+      const came = this.missing;
+      if (came) this.miss(false);
       if (answer) {
         this.token = answer.tag;
         this.take(answer.body);
       }
+      if (came) this.go(this.route);
       this.failed = false;
     } catch (error) {
       if (this.closed) return;
       this.failed = true;
-      if (error.status === 404) put(this.head, h("h1", {}, "No such run"), h("p", {}, error.message), h("p", {}, h("a", { href: this.app.path("/") }, "All runs")));
-      else this.app.notice(error.message + "; trying again");
+      if (error.status === 404) {
+        this.miss(true);
+        put(this.head, h("h1", {}, "No such run"), h("p", {}, error.message), h("p", {}, h("a", { href: this.app.path("/") }, "All runs")));
+      } else this.app.notice(error.message + "; trying again");
     }
     if (this.app.source.live_view) this.wait();
+  }
+
+  // An unknown run has no views; it may come, or be gone again.
+  miss(missing) {
+    this.missing = missing;
+    this.token = this.headed = null;
+    this.element.classList.toggle("missing", missing);
+    document.title = this.title();
   }
 
   wait() {
@@ -117,6 +130,7 @@ export class RunPage {
 
   go(route) {
     this.route = route;
+    if (this.missing) return;
     const view = VIEWS.some(([id]) => id === route.view) ? route.view : "timeline";
     if (this.model.node !== (route.node || null)) { this.model.node = route.node || null; this.filter(); this.drawDag(); }
     if (this.shown !== view) { this.shown = view; this.drawView(); }
@@ -316,6 +330,7 @@ export class RunPage {
   }
 
   key(event) {
+    if (this.missing) return;
     if (event.key === "Escape") { if (this.selected) this.closeEvent(); } else if (event.key === "f") this.nextFailure();
     else if (event.key === "e") this.unfold();
     else if (event.key === "c") this.fold();
@@ -328,8 +343,8 @@ export class RunPage {
     event.preventDefault();
   }
 
-  title() { return ((this.run && this.run.task_description) || "Run " + shortId(this.id)).slice(0, 80); }
-  focusSearch() { if (this.shown !== "timeline") this.navigate({ view: null }); this.search.focus(); }
+  title() { return this.missing ? "No such run" : ((this.run && this.run.task_description) || "Run " + shortId(this.id)).slice(0, 80); }
+  focusSearch() { if (this.missing) return; if (this.shown !== "timeline") this.navigate({ view: null }); this.search.focus(); }
 }
 
 function totalsView(totals) {
