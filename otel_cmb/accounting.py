@@ -35,6 +35,7 @@ class Stats:
     live: int = 0
     """Spans running now."""
     journal_bytes: int = 0
+    """Of this process's journal, and of those of dead processes that it has taken over."""
     last_error: str = ""
     """Why the database cannot be written at this moment; empty when it can."""
     redacted: int = 0

@@ -19,9 +19,11 @@ from otel_cmb.sanitize import clean_text
 from otel_cmb.standby import Standby
 from otel_cmb.trouble import Trouble
 
-__all__ = ["REJECTED", "Bookkeeper"]
+__all__ = ["CONTENT_GIVEN_UP", "REJECTED", "Bookkeeper"]
 
 REJECTED = "rejected_by_database"
+CONTENT_GIVEN_UP = "content_given_up"
+"""Counter of log records whose span did not come."""
 _WAITING = frozenset((PARKED, DEFERRED))
 
 
@@ -105,6 +107,13 @@ class Bookkeeper:
             if before.body[:1] == START:  # closes the row of a process that died; without a row there is nothing to close
                 progress.unpark.append(item.seq)
                 continue
+            if fate.reason == NO_SPAN and now - before.since > self._settings.content_time:
+                progress.unpark.append(item.seq)
+                progress.counts[CONTENT_GIVEN_UP] = progress.counts.get(CONTENT_GIVEN_UP, 0) + 1
+                self._trouble.say(
+                    "content", "content of a log record whose span did not come in %.0f s is given up (content_time)",
+                    self._settings.content_time)
+                continue
             if fate.result in _WAITING:
                 progress.park.append(self._parked(item, fate, before.body, now, before))
                 if item.span is not None:  # it may also wait again: the span that named its trace's run is not beside it now
@@ -154,6 +163,8 @@ class Bookkeeper:
         attempts = before.attempts + 1 if before is not None else 1
         if deferred:
             due: float | None = since + self._settings.settle_time
+        elif fate.reason == NO_SPAN and now - since > self._settings.park_retry:
+            due = now + (now - since) / 2
         elif fate.reason == REJECTED or now - since > self._settings.park_retry:
             due = None
         else:

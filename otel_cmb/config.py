@@ -133,6 +133,9 @@ SETTINGS: tuple[Setting, ...] = (
             "Seconds the end of the program may wait for the last commit; the rest stays in the journal."),
     Setting("retry_max", 5.0, _number, "Longest pause in seconds between two attempts while the database is away."),
     Setting("park_retry", 300.0, _number, "Seconds during which a parked span is tried again by itself."),
+    Setting("content_time", 86_400.0, _number,
+            "Seconds for which the content of a log record waits for its span, tried again ever more rarely; then it is given "
+            "up, and counted. A span that is sampled out never comes."),
     Setting("settle_time", 2.0, _number,
             "Seconds a span that names no run waits for its trace's root (receiver, importer) before a run is made or it is "
             "parked."),
@@ -167,6 +170,7 @@ class Settings:
     shutdown_timeout: float
     retry_max: float
     park_retry: float
+    content_time: float
     settle_time: float
     quiet_time: float
     journal_max_bytes: int

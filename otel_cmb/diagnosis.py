@@ -11,12 +11,14 @@ from sqlalchemy import Connection, Engine, text
 
 from otel_cmb.accounting import Totals
 from otel_cmb.binding import Binding, bind
+from otel_cmb.bookkeeping import CONTENT_GIVEN_UP
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.diagnosis_open import NOBODY, QUIET, THEIRS, Open, open_events, open_runs
 from otel_cmb.dialects import SQLITE
 from otel_cmb.engines import make_engine
 from otel_cmb.errors import CMBError, RunNotFoundError
 from otel_cmb.faults import classify
+from otel_cmb.items import NO_SPAN
 from otel_cmb.journal import journals, read_only_summary
 from otel_cmb.journal_records import PROCESS_DIED
 from otel_cmb.owners import DIED, LIVING
@@ -199,12 +201,13 @@ def _accounting(settings: Settings) -> Check:
     directory = state_directory(settings)
     counts: Counter[str] = Counter(Totals(directory).read())
     parked: Counter[str] = Counter()
-    pending = living = 0
+    pending = living = content = 0
     for path in journals(directory):
         summary = read_only_summary(path)
         living += summary.alive
         counts.update(summary.counts)
         for item in summary.parked:
+            content += item.reason == NO_SPAN
             if item.span_id is None or item.reason == PROCESS_DIED:
                 continue
             if item.reason == "unsettled":
@@ -216,12 +219,17 @@ def _accounting(settings: Settings) -> Check:
     results = {name: counts[name] for name in ("committed", "merged", "ignored")}
     received = sum(results.values()) + pending + sum(parked.values()) + sum(lost.values())
     details: dict[str, Any] = {"received": received, **results, "pending": pending, "parked": dict(parked), "lost": lost,
-                               "refused": counts["refused"], "journals_in_use": living}
+                               "refused": counts["refused"], "journals_in_use": living,
+                               "content_waiting": content, CONTENT_GIVEN_UP: counts[CONTENT_GIVEN_UP]}
     shares = " + ".join(f"{name} {n}" for name, n in {
         **results, "pending": pending, "parked": sum(parked.values()), "lost": sum(lost.values())}.items())
     parts = [f"received {received} = {shares}"]
     parts += [f"parked {reason}: {n}" for reason, n in parked.most_common()]
     parts += [f"LOST {reason}: {n}" for reason, n in lost.items()]
+    if content:
+        parts.append(f"log records whose span has not come: {content}")
+    if counts[CONTENT_GIVEN_UP]:
+        parts.append(f"log records whose span never came, given up: {counts[CONTENT_GIVEN_UP]}")
     advice = "otel-cmb parked list says why; otel-cmb parked replay tries again" if parked or (pending and not living) else ""
     return Check("accounting", not parked and not lost and not (pending and not living), "; ".join(parts), advice, details)
 

@@ -21,6 +21,7 @@ from otel_cmb import clock
 from otel_cmb.adoption import Adoption
 from otel_cmb.bookkeeping import REJECTED, Bookkeeper
 from otel_cmb.config import Settings, safe_url
+from otel_cmb.dialects import SQLITE
 from otel_cmb.errors import DatabaseUnavailableError
 from otel_cmb.faults import Fault, classify
 from otel_cmb.intake import Intake, parked_in
@@ -29,6 +30,7 @@ from otel_cmb.items import Outcome as Fate
 from otel_cmb.journal import Journal
 from otel_cmb.journal_bodies import UNREADABLE, decode, item_of
 from otel_cmb.journal_records import Record
+from otel_cmb.journal_state import keep_for_ever
 from otel_cmb.ledger import Ledger
 from otel_cmb.running import Running
 from otel_cmb.standby import Standby
@@ -79,11 +81,16 @@ class Drainer:
         """The automatic run has a row, which this process is to end."""
         self.asked_at: float | None = None
         """Since when (monotonic seconds) the database is at work on a transaction."""
+        self._unusable = ""
+        """Why this process cannot write to the database any more; the next one can."""
         self._stepping = False
         self._retry_asked: int | None = None
 
     def the_store(self) -> Store:
-        """The store; made when there is none. Connects to nothing. Raises :class:`DatabaseURLError`."""
+        """The store; made when there is none. Connects to nothing. Raises :class:`DatabaseURLError`,
+        :class:`DatabaseUnavailableError`."""
+        if self._unusable:
+            raise DatabaseUnavailableError(self._unusable)
         with self.start_lock:
             if self.store is None:
                 self.store = Store(self._settings, self._intake.place(), per_trace_runs=self._per_trace_runs)
@@ -132,6 +139,7 @@ class Drainer:
 
     def _write_all(self) -> None:
         now = clock.monotonic()
+        self._look_after_files()
         self._ledger.fold()
         self._running.write_starts(now)
         if self._trouble.retry_at and now < self._trouble.retry_at:
@@ -152,6 +160,25 @@ class Drainer:
                 self.settle = False
             return
         self._intake.rescue()
+
+    def _look_after_files(self) -> None:
+        """Where the program closed all descriptors, and by now has others of their numbers, nothing that was open is used
+        again, closed or finalized: SQLite would write into the program's files."""
+        journal = self._intake.journal
+        if journal is None or not journal.taken_away():
+            return
+        _log.warning("otel-cmb: the program closed the files of its journal (it became a daemon?); they are open again")
+        for adopted in self.adoption.journals:
+            adopted.abandon()
+        self.adoption.reset()
+        if self.store is not None:
+            binding = self.store.binding
+            keep_for_ever(self.store.abandon())
+            self.store = None
+            if binding is not None and binding.dialect == SQLITE:  # which gives its descriptors to new connections as well
+                self._unusable = (
+                    "the program closed the files of its SQLite database, which this process cannot open again; spans wait in "
+                    "the journal for the next one, or `otel-cmb parked replay` after its end")
 
     def replay(self, progress: Callable[[int, int], None] | None = None) -> int:
         """Try everything parked again, in our own journal and in those of dead processes; how many stay parked.

@@ -128,6 +128,10 @@ class Intake:
         if stamp.automatic_run_id is None and not self._per_trace_runs:
             stamp.automatic_run_id = self.run_id
         full = self.fuller_than(NO_CONTENT_ABOVE)
+        if full:
+            self._trouble.say(
+                "full", "the journal has more than %.0f%% of its cap (journal_max_bytes): until there is room, spans are kept "
+                "without what was said", 100 * NO_CONTENT_ABOVE)
         if not full and keeps_all(self._settings.capture) and self._shapes.plain(span):
             self._share(span)
             try:

@@ -75,6 +75,7 @@ class Journal:
         self._lock_fd = lock_fd
         self._log = Log(min(SEGMENT_BYTES, max(4096, max_bytes // SEGMENTS_UNDER_CAP)), path=self.path)
         self._state = State(self.path, self._log.unseek)
+        self._taken_away = False
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -98,10 +99,34 @@ class Journal:
         """Whether there is anything on the disk."""
         return bool(self.path)
 
+    def taken_away(self) -> bool:
+        """Whether somebody closed our files since this was asked last: they are open again, the connections of others may be
+        gone likewise. Whoever uses them asks first."""
+        with self._log.lock:
+            if not self._log.holds():
+                with contextlib.suppress(OSError):  # the next append says so
+                    self._take_back()
+            taken, self._taken_away = self._taken_away, False
+        return taken
+
+    def abandon(self) -> None:
+        """The files of this adopted journal may have been closed under our hands: nothing of it is used or closed any more, and
+        it can be taken again."""
+        self._state.forget()
+        journal_files.release(self.path)
+
+    def _take_back(self) -> None:
+        """Open again what was closed under our hands. Raises `OSError`."""
+        self._taken_away = True
+        self._state.open_again()
+        self._log.open_again()
+        self._lock_fd = journal_files.take_again(self.path, self._lock_fd)
+
     def forget(self) -> None:
         """In a forked child: the files belong to the parent; close what was inherited and touch nothing."""
+        holds = self._log.holds()
         self._log.forget()
-        if self._lock_fd is not None:
+        if self._lock_fd is not None and holds:
             with contextlib.suppress(OSError):
                 os.close(self._lock_fd)
         self._state.forget()
@@ -117,13 +142,15 @@ class Journal:
             except sqlite3.Error:
                 empty = False
             path, self.path = self.path, ""
+            holds = self._log.holds()
             self._state.close()
             self._state.path = ""
             self._log.close()
             if empty:
                 shutil.rmtree(path, ignore_errors=True)
             if self._lock_fd is not None:
-                os.close(self._lock_fd)
+                if holds:
+                    os.close(self._lock_fd)
                 self._lock_fd = None
             journal_files.release(path)
             return empty
@@ -140,6 +167,8 @@ class Journal:
         with log.lock:
             try:
                 if log.begun:
+                    if not log.probably_holds():
+                        self._take_back()
                     log.roll_if_full()
                 else:
                     self._open()

@@ -8,7 +8,10 @@ import os
 import secrets
 import time
 
-__all__ = ["database_directory", "is_mine", "is_owned", "journals", "make", "make_private", "owner_of", "release", "take"]
+__all__ = [
+    "database_directory", "identity", "is_mine", "is_owned", "journals", "make", "make_private", "owner_of", "release", "take",
+    "take_again",
+]
 
 _mine: set[str] = set()
 """Paths this process owns or has adopted. A second descriptor on the same lock file would not conflict with itself after
@@ -74,6 +77,31 @@ def take(path: str) -> int | None:
         return None
     _mine.add(path)
     return fd
+
+
+def take_again(path: str, fd: int | None) -> int:
+    """The descriptor that holds the lock of our own journal: `fd`, or a new one where that is no longer ours. Raises `OSError`
+    where another process was faster."""
+    lock = os.path.join(path, "lock")
+    found = os.stat(lock)
+    if fd is not None and identity(fd) == (found.st_dev, found.st_ino):
+        return fd
+    again = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(again)
+        raise
+    return again
+
+
+def identity(fd: int) -> tuple[int, int] | None:
+    """Which file the descriptor is of (device, inode); `None` when it is closed."""
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def release(path: str) -> None:

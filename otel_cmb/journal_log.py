@@ -16,6 +16,7 @@ import threading
 import zlib
 from collections.abc import Sequence
 
+from otel_cmb.journal_files import identity
 from otel_cmb.journal_records import Record
 
 __all__ = ["Log"]
@@ -49,6 +50,8 @@ class Log:
         self._segment_bytes = segment_bytes
         self._adopted = bool(path)
         self._fd: int | None = None
+        self._file: tuple[int, int] | None = None
+        """Which file that is."""
         self._unsynced: list[tuple[int, int]] = []
         """Full segments, number and file, that :meth:`sync` has to sync as well."""
         self._segment = 0
@@ -87,10 +90,34 @@ class Log:
         previous = self._fd
         path = self._segment_path(self._segment + 1)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._file = identity(self._fd)
         self._segment += 1
         self._offset = 0
         if previous is not None:
             self._unsynced.append((self._segment - 1, previous))
+
+    def holds(self) -> bool:
+        """Whether the descriptor is still the segment's. A program that becomes a daemon closes all that it has, and the files
+        that it opens next get their numbers."""
+        return self._fd is None or identity(self._fd) == self._file
+
+    def probably_holds(self) -> bool:
+        """The same for a sixth of the time: no other file is written to just there. To be asked before a :meth:`write`."""
+        try:
+            return self._fd is None or (os.lseek(self._fd, 0, os.SEEK_CUR) == self._offset > 0) or self.holds()
+        except OSError:
+            return False
+
+    def open_again(self) -> None:
+        """Open the segment whose descriptor is not ours any more; none of the old ones is touched. Raises `OSError`."""
+        self._unsynced.clear()
+        self._read_fd = None
+        fd = os.open(self._segment_path(self._segment), os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        if identity(fd) != self._file:
+            os.close(fd)
+            raise FileNotFoundError(2, "its segment was replaced")
+        self._fd = fd
+        self._offset = os.fstat(fd).st_size
 
     def _sync_full(self) -> None:
         while self._unsynced:
@@ -271,6 +298,7 @@ class Log:
 
     def close(self) -> None:
         """Close the files. What is appended next begins a journal of its own; the numbers go on."""
+        self._leave_what_is_not_ours()
         self.close_reading()
         with contextlib.suppress(OSError):
             self._sync_full()
@@ -290,9 +318,15 @@ class Log:
 
     def forget(self) -> None:
         """In a forked child: close what was inherited."""
+        self._leave_what_is_not_ours()
         for fd in [*self._files(), *([self._read_fd[1]] if self._read_fd else [])]:
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+    def _leave_what_is_not_ours(self) -> None:
+        if not self.holds():
+            self._fd = self._read_fd = None
+            self._unsynced.clear()
 
     def _files(self) -> list[int]:
         """What is open of what was written."""

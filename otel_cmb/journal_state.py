@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 from otel_cmb.journal_files import make_private
 from otel_cmb.journal_records import LATEST_DUE, Parked, Progress
@@ -204,6 +206,23 @@ class State:
         """In a forked child. The connection is kept for ever: closing it here would end the parent's, and may wait for a
         lock that a thread of the parent held."""
         keep_for_ever(self._connection)
+        self._connection = self._full = None
+
+    def open_again(self) -> None:
+        """The descriptors were closed under our hands. SQLite shares them, by file, among all connections of a process: so the
+        old connection is kept for ever, and its files become others of the same names. Raises `OSError`."""
+        with self.lock:
+            if self._connection is None:
+                return
+            self.forget()
+            path = os.path.join(self.path, "state.db")
+            for file in (path, path + "-wal"):
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copyfile(file, file + ".copy")
+                    os.chmod(file + ".copy", 0o600)
+                    os.replace(file + ".copy", file)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path + "-shm")
 
     def _replace(self) -> None:
         """Begin a new `state.db` with what can be read of a damaged one, which is put aside, never deleted. Where the
@@ -244,7 +263,7 @@ def _open(path: str) -> sqlite3.Connection:
 
 
 def _open_to_read(path: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5, check_same_thread=False)
+    return sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro", uri=True, timeout=5, check_same_thread=False)
 
 
 def _put(state: sqlite3.Connection, progress: Progress) -> None:

@@ -204,8 +204,8 @@ class Pipeline:
             for reason, n in counts.items():
                 if reason != UNSETTLED:
                     stats.parked[reason] = stats.parked.get(reason, 0) + n
-        journal = self._intake.journal
-        stats.journal_bytes = journal.size if journal is not None else 0
+        journals = [*self._drainer.adoption.journals, *([self._intake.journal] if self._intake.journal is not None else [])]
+        stats.journal_bytes = sum(journal.size for journal in journals)
         stats.live = len(self._running)
         stats.redacted = self._intake.redacted
         if not stats.last_error and (waited := self.unanswered()) > NO_ANSWER:

@@ -20,11 +20,16 @@ RETRY_SIGNAL_FILE = "retry-now"
 """Touched by `otel-cmb parked replay`: living processes try their parked spans again when its time changes."""
 
 
+_NAMING = frozenset(("host", "hostaddr", "port", "dbname", "user", "service", "servicefile", "options"))
+"""What of a URL's query says which database it is (libpq, "Parameter Key Words"): `options` may set the search path."""
+
+
 def state_directory(settings: Settings) -> str:
     """Where the journals of these settings' database are kept. Raises :class:`DatabaseURLError` for a URL that names no
     database; one that cannot be used at the moment has a journal all the same."""
     url = _database(settings)
-    named = url.set(drivername=url.get_backend_name(), password=None, query={}).render_as_string(hide_password=False)
+    query = {name: value for name, value in url.query.items() if name in _NAMING}
+    named = url.set(drivername=url.get_backend_name(), password=None, query=query).render_as_string(hide_password=False)
     digest = hashlib.blake2b(f"{named}|{settings.schema or ''}".encode(), digest_size=8).hexdigest()
     return database_directory(settings.state_dir, digest)
 

@@ -30,7 +30,7 @@ from support import application_schema, postgres
 from support.crowd import together
 from support.proxy import Proxy
 
-from otel_cmb import clock
+from otel_cmb import clock, config
 from otel_cmb import running as running_spans
 from otel_cmb.journal import journals
 from otel_cmb.pipeline import Pipeline, state_directory
@@ -220,6 +220,23 @@ def test_the_databases_disk_is_full(sqlite_url: str, state_dir: Path) -> None:
         assert set(events(sqlite_url)) == ended
     finally:
         sa.event.remove(sa.engine.Engine, "connect", full)
+
+
+# The program takes our files away.
+
+
+@pytest.mark.parametrize("when", ["written", "pending"])
+def test_a_program_that_closes_all_descriptors_keeps_its_files_and_its_spans(
+    database_url: str, state_dir: Path, tmp_path: Path, when: str
+) -> None:
+    flushed, counts = run_program("daemon", database_url, state_dir, when, cwd=tmp_path).splitlines()
+    # SQLite gives the descriptors of a file to every connection of a process: only the next process can write.
+    stuck = when == "written" and database_url.startswith("sqlite")
+    assert (flushed, counts) == (("False", "75 20 55") if stuck else ("True", "75 75 0"))
+    with pipeline_of(database_url, state_dir) as pipeline:
+        assert pipeline.replay() == 0
+    assert len(events(database_url)) == 75
+    assert not journals(state_directory(config.load(database_url=database_url, state_dir=str(state_dir))))
 
 
 # The journal cannot be written.

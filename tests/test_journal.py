@@ -381,3 +381,38 @@ def test_a_question_that_waited_for_the_close_makes_no_file(
     asking.join(5)
     assert answers == [[]]
     assert not (tmp_path / "state.db").exists()
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b", "a%41b", "a b ü"])
+def test_a_journal_is_looked_at_wherever_it_is(tmp_path: Path, name: str) -> None:
+    journal = make(tmp_path / name)
+    first, _ = journal.append([b"one", b"two"]), journal.read(1)
+    journal.advance(Progress(counts={"committed": 7}))
+    assert read_only_summary(journal.path).counts == {"committed": 7}
+    assert os.listdir(tmp_path) == [name]
+    assert first == 2
+
+
+def test_files_that_were_closed_under_its_hands_are_open_again(state_dir: Path, tmp_path: Path) -> None:
+    journal = make(state_dir)
+    journal.append([b"one"])
+    journal.advance(Progress(counts={"committed": 1}))
+    assert not journal.taken_away()
+    fd, lock = journal._log._fd, journal._lock_fd
+    assert fd is not None
+    assert lock is not None
+    stranger = os.open(tmp_path / "theirs", os.O_RDWR | os.O_CREAT)
+    os.dup2(stranger, fd)
+    os.dup2(stranger, lock)
+    assert journal.append([b"two"]) == 2
+    assert journal.taken_away()
+    assert not journal.taken_away()
+    assert bodies(journal) == [b"one", b"two"]
+    assert journal.counts() == {"committed": 1}
+    os.write(fd, b"still open")
+    assert (tmp_path / "theirs").read_bytes() == b"still open"
+    assert not list(adoptable(str(state_dir)))  # the lock is held again
+    journal.close()
+    os.write(fd, b", and not closed")
+    for one in {stranger, fd, lock}:
+        os.close(one)

@@ -28,12 +28,15 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
 from support import application_schema
 
-from otel_cmb import clock
+from otel_cmb import clock, config
+from otel_cmb.config import Settings
+from otel_cmb.diagnosis import diagnose
 from otel_cmb.draining import Drainer
 from otel_cmb.errors import RunNotFoundError
-from otel_cmb.event import Stamp
+from otel_cmb.event import Span, Stamp, event_id
 from otel_cmb.exporter import CMBSpanExporter
 from otel_cmb.journal import Journal, journals
+from otel_cmb.otlp_clean import SpanContent
 from otel_cmb.pipeline import current_pipeline, forget_pipelines, state_directory
 from otel_cmb.processor import CMBSpanProcessor
 from otel_cmb.reader import open_reader
@@ -622,3 +625,67 @@ def test_an_exporter_with_wrong_settings_fails_at_export_not_before(
     assert exporter.force_flush(100)
     exporter.shutdown()
     assert not os.path.exists("no such thing")
+
+
+def test_databases_that_only_the_query_of_the_url_tells_apart_have_journals_of_their_own() -> None:
+    """Else the next process would write what is left of one into the other."""
+
+    def place(query: str) -> str:
+        return state_directory(config.load(database_url=f"postgresql+psycopg://u:p@h/db{query}", state_dir="/s"))
+
+    apart = ["", "?options=-csearch_path%3Da", "?options=-csearch_path%3Db", "?host=/one", "?host=/two", "?service=a", "?port=5433"]
+    assert len({place(query) for query in apart}) == len(apart)
+    assert place("?sslmode=require&connect_timeout=3&application_name=x") == place("")
+
+
+def content_of(span: Span) -> SpanContent:
+    """What a log record carries for the span."""
+    text = '[{"role": "user", "parts": [{"type": "text", "content": "what is it?"}]}]'
+    return SpanContent(span.trace_id, span.span_id, 1, {"gen_ai.input.messages": text})
+
+
+def test_content_whose_span_comes_long_after_it_is_joined(database_url: str, state_dir: Path) -> None:
+    """Later than `park_retry`, by itself."""
+    with pipeline_of(database_url, state_dir, park_retry=0) as pipeline:
+        late, other = agent_span(), agent_span()
+        pipeline.accept_logs([content_of(late)])
+        pipeline.accept([other])
+        assert pipeline.flush(20)
+        time.sleep(1.0)
+        pipeline.accept([late])
+        assert pipeline.flush(20)
+        wait_for(lambda: "what is it?" in str(events(database_url)[event_id(late.trace_id, late.span_id)]["inputs"]), 20)
+
+
+def test_content_whose_span_never_comes_is_given_up_and_counted(
+    database_url: str, state_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pipeline_of(database_url, state_dir, content_time=0.5) as pipeline:
+        pipeline.accept_logs([content_of(agent_span())])
+        pipeline.accept([agent_span()])
+        assert pipeline.flush(20)
+        settings, journal = pipeline.settings, pipeline._intake.journal
+        assert journal is not None
+        assert accounting_of(settings)["content_waiting"] == 1
+        wait_for(lambda: not journal.parked(), 20)
+        assert accounting_of(settings)["content_waiting"] == 0
+        assert accounting_of(settings)["content_given_up"] == 1
+    assert "content of a log record whose span did not come" in caplog.text
+    assert not journals(state_directory(settings))
+    assert accounting_of(settings)["content_given_up"] == 1
+
+
+def accounting_of(settings: Settings) -> dict[str, Any]:
+    """The sum that `otel-cmb doctor` shows."""
+    [check] = [one for one in diagnose(settings).checks if one.name == "accounting"]
+    return check.details
+
+
+def test_spans_lose_what_was_said_when_the_journal_is_nearly_full_and_the_log_says_so(
+    sqlite_url: str, state_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pipeline_of(sqlite_url, state_dir, journal_max_bytes=1_048_576) as pipeline, pipeline._drainer.store_lock:
+        pipeline.accept([agent_span(text="x" * 9_000) for _ in range(100)])
+        assert "without what was said" not in caplog.text
+        pipeline.accept([agent_span() for _ in range(2)])
+    assert caplog.text.count("without what was said") == 1

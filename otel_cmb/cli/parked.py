@@ -17,6 +17,7 @@ from otel_cmb.cli.options import console_for_people, database_options, json_opti
 from otel_cmb.config import safe_url
 from otel_cmb.errors import CMBError, DatabaseUnavailableError
 from otel_cmb.faults import Fault, classify
+from otel_cmb.items import NO_SPAN
 from otel_cmb.journal import Parked, Progress, Summary, adoptable, journals, read_only_summary
 from otel_cmb.pipeline import RETRY_SIGNAL_FILE, get_pipeline, state_directory
 from otel_cmb.quiet_runs import end_quiet_runs
@@ -55,6 +56,7 @@ def list_(database_url: str | None, schema: str | None, state_dir: str | None, a
     summaries = _summaries(state_directory(settings))
     rows = [_described(summary, item) for summary in summaries for item in summary.parked if item.span_id is not None]
     pending = sum(summary.pending for summary in summaries)
+    content = sum(item.reason == NO_SPAN for summary in summaries for item in summary.parked)
     if as_json:
         import orjson
 
@@ -62,7 +64,8 @@ def list_(database_url: str | None, schema: str | None, state_dir: str | None, a
         return
     if not rows:
         click.echo(f"nothing is parked for {safe_url(settings.database_url)}"
-                   + (f"; {pending} span(s) are in journals, not written yet" if pending else ""))
+                   + (f"; {pending} span(s) are in journals, not written yet" if pending else "")
+                   + (f"; {content} log record(s) wait for their span" if content else ""))
         return
     from rich.table import Column, Table
 
