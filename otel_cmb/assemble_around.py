@@ -14,6 +14,7 @@ from otel_cmb.mapper_results import EXIT_REPLY, as_mapping, canonical, content_o
 from otel_cmb.mapper_tools import TRANSFER
 from otel_cmb.messages import as_json, fenced_code
 from otel_cmb.vocabulary.base import AGENT, CODE, CONTAINER, HANDOFF, LLM, NEVER, PLAIN, SPEAKER, TOOL
+from otel_cmb.vocabulary.crewai import DELEGATES
 
 __all__ = [
     "arguments_of",
@@ -179,8 +180,12 @@ def who(node: Node, above: str | None) -> str | None:
         return node.actor
     if name is not None and name not in TOOL_EXECUTORS:
         return name
-    if node.up is not None and node.up.best.agent in TOOL_EXECUTORS and node.up.actor is not None:
-        return node.up.actor
+    if node.up is not None:
+        if node.up.best.agent in TOOL_EXECUTORS and node.up.actor is not None:
+            return node.up.actor
+        if node.up.kind == TOOL and canonical(node.up.best.tool or "") in DELEGATES:
+            coworker = arguments_of(node.up.best).get("coworker")
+            return coworker if isinstance(coworker, str) and coworker else above
     return above if above is not None else name
 
 

@@ -13,8 +13,9 @@ from dataclasses import replace
 from otel_cmb.assemble_tree import Node, encloses
 from otel_cmb.mapper import Facts
 from otel_cmb.mapper_results import unquoted
+from otel_cmb.messages import as_json
 from otel_cmb.vocabulary.base import AGENT, CONTAINER, LLM
-from otel_cmb.vocabulary.langgraph import AGENT_STEPS, NO_NAME
+from otel_cmb.vocabulary.langgraph import AGENT_STEPS, MODEL_STEPS, NO_NAME
 
 __all__ = ["find_agents"]
 
@@ -29,9 +30,11 @@ def find_agents(nodes: list[Node]) -> list[Node]:
     untidy: dict[int, Node] = {}
     for node in [node for node in nodes if node.facts.shape.around]:
         parent = node.parent
+        found = node.facts.found
+        if node.kind == AGENT and not node.facts.explicit and _only_holds(node):
+            node.kind = CONTAINER
         if parent is None:
             continue
-        found = node.facts.found
         if "graph_node" in found:
             one_scope = parent.facts.span.scope.name == node.facts.span.scope.name  # else it is the program's own span
             if one_scope and parent.live and _is_model_step(node):
@@ -53,6 +56,21 @@ def find_agents(nodes: list[Node]) -> list[Node]:
     for node in ordered:  # it grows while it is gone through
         ordered.extend(node.children)
     return ordered
+
+
+def _only_holds(node: Node) -> bool:
+    """Traceloop calls every graph and every sequence an agent: a graph that has no step where a model is called acts
+    through its nodes alone, and what bears the kind of a workflow is the run of the agent it is inside of, if of any."""
+    facts, parent = node.facts, node.parent
+    nodes = facts.found.get("workflow_nodes")
+    if nodes is not None:
+        named = as_json(nodes)
+        return isinstance(named, (list, tuple)) and bool(named) and MODEL_STEPS.isdisjoint(map(str, named))
+    if facts.found.get("span_kind") != "workflow" or not facts.span.name.endswith(".workflow"):
+        return False
+    if parent is not None and parent.kind == AGENT and parent.facts.agent == facts.agent:
+        return False
+    return not any(_runnable(child.facts) in MODEL_STEPS for child in node.children)
 
 
 def _runnable(facts: Facts) -> str:
@@ -151,7 +169,7 @@ def _put(outer: Node, inner: Node) -> None:
 
 def _is_leaf(node: Node) -> bool:
     """Traceloop's span of an agent inside a graph: what the agent does hangs on the one beside it."""
-    return node.kind == AGENT and not node.children and "workflow_nodes" in node.facts.found
+    return node.kind in (AGENT, CONTAINER) and not node.children and "workflow_nodes" in node.facts.found
 
 
 def _is_log(node: Node) -> bool:

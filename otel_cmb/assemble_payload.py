@@ -16,7 +16,7 @@ from otel_cmb.mapper_results import EXIT_REPLY, as_mapping, content_of
 from otel_cmb.messages import as_json, conversation, python_literal
 from otel_cmb.vocabulary.base import AGENT, APPROVAL, CODE, CONTAINER, HANDOFF, LLM, TOOL
 
-__all__ = ["Columns", "Payload", "payload_of", "result_of", "strip_exit"]
+__all__ = ["Columns", "Payload", "called_with", "payload_of", "result_of", "strip_exit"]
 
 Columns = dict[str, Any]
 
@@ -50,7 +50,8 @@ def payload_of(facts: Facts, kind: str) -> Payload:
 # Inputs
 
 
-def _arguments(facts: Facts) -> Any:
+def called_with(facts: Facts) -> Any:
+    """The arguments of a tool's call, out of the wrapper its framework put them in; stored or not."""
     found = facts.found
     value = found.get("tool_arguments", found.get("input"))
     parsed = as_json(value)
@@ -130,7 +131,7 @@ _CODE_KEYS = ("code", "script", "source", "python_code", "code_snippet", "comman
 def _code_inputs(facts: Facts) -> Columns:
     if facts.kind == AGENT:  # an agent that ran the code of the message it answered
         return {}
-    arguments = _arguments(facts)
+    arguments = called_with(facts)
     if isinstance(arguments, Mapping):
         for key in _CODE_KEYS:
             if isinstance(arguments.get(key), str):
@@ -142,7 +143,7 @@ def _code_inputs(facts: Facts) -> Columns:
 
 
 def _handoff_inputs(facts: Facts) -> Columns:
-    arguments = _arguments(facts) if facts.tool is not None else None
+    arguments = called_with(facts) if facts.tool is not None else None
     if isinstance(arguments, Mapping):
         arguments = {key: value for key, value in arguments.items() if key not in ("agent_name", "reason")}
     return {"context": arguments} if arguments not in (None, {}, [], "", "{}") else {}
@@ -163,7 +164,7 @@ def _inputs(facts: Facts, kind: str) -> Columns:
     if kind == TOOL:
         payload: Columns = {"tool_name": facts.tool} if facts.tool is not None else {}
         if "tool_arguments" in found or "input" in found:
-            payload["arguments"] = _arguments(facts)
+            payload["arguments"] = called_with(facts)
         return payload
     if kind == CODE:
         return _code_inputs(facts)

@@ -11,10 +11,10 @@ import math
 import re
 
 from otel_cmb.assemble_messages import incoming
-from otel_cmb.assemble_payload import payload_of
+from otel_cmb.assemble_payload import called_with, payload_of
 from otel_cmb.assemble_tree import Node, all_members, encloses, sort_key, take
 from otel_cmb.mapper_results import canonical
-from otel_cmb.vocabulary.base import AGENT, CODE, LLM, TOOL
+from otel_cmb.vocabulary.base import AGENT, CODE, CONTAINER, LLM, NEVER, PLAIN, TOOL
 
 __all__ = ["unstack"]
 
@@ -39,20 +39,45 @@ def unstack(heads: list[Node]) -> list[Node]:
             taken |= _pair(sorted(group, key=sort_key))
     calls = [node for node in heads if node.kind == LLM and node.into is None]
     if len({node.facts.span.scope.name for node in calls}) > 1:
+        beside: dict[int | None, list[Node]] = {}
         for node in calls:
-            taken |= _join_beside(node)
+            holder = _holder(node)
+            beside.setdefault(None if holder is None else id(holder), []).append(node)
+        alone = beside.pop(None, ())  # whoever told of these knows nothing of what they are inside of
+        for group in beside.values():
+            if 1 < len(group) <= MOST_BESIDE:
+                for node in group:
+                    taken |= _join_beside(node, group)
+        if len(calls) <= MOST_BESIDE:
+            for node in alone:
+                taken |= _join_beside(node, calls)
     return _ordered(heads) if taken else heads
 
 
-def _join_beside(node: Node) -> bool:
+def _holder(node: Node) -> Node | None:
+    """The act a call is inside of, looking through steps: one instrumentation tells of a graph's nodes, another does not.
+    Of a call inside of steps alone the outermost one; `None` if nothing is known."""
+    held: Node | None = None
+    walk = node.up
+    for _ in range(64):
+        if walk is None:
+            break
+        if walk.kind == CONTAINER:
+            held = walk
+        elif walk.kind not in (PLAIN, NEVER):
+            return walk
+        walk = walk.up
+    return held
+
+
+def _join_beside(node: Node, beside: list[Node]) -> bool:
     """Of a call of a model that failed or was streamed, instrumentations often do not say what it spent, or count the
     answer differently: it joins the call of the same model beside it, at the same time, that another one tells of."""
-    up = node.up
-    if up is None or node.into is not None or len(up.kids) > MOST_BESIDE:
+    if node.into is not None:
         return False
-    for other in up.kids:
+    for other in beside:
         if (
-            other is not node and other.kind == LLM and other.into is None and other.best.failed == node.best.failed
+            other is not node and other.into is None and other.best.failed == node.best.failed
             and not (other.facts.explicit and node.facts.explicit) and _one_act(other, node) and _one_model(other, node)
             and _told_of_by(other).isdisjoint(_told_of_by(node)) and _one_question(other, node)
         ):  # fmt: skip
@@ -95,7 +120,7 @@ def _outermost(node: Node) -> tuple[int, float, str]:
 
 
 MOST_BESIDE = 256
-"""Among more events inside one this is not looked for: it is of the square of their number."""
+"""Among more calls inside one act this is not looked for: it is of the square of their number."""
 
 
 def _one_model(a: Node, b: Node) -> bool:
@@ -131,11 +156,16 @@ def _identity(node: Node) -> tuple[object, ...] | None:
 
 
 def _pair(group: list[Node]) -> bool:
-    """Each node joins the latest earlier one of another scope that it can be one act with; that one is then taken."""
+    """Each node joins an earlier one of another scope that it can be one act with, which is then taken: of several the one
+    most like it, and of those the latest."""
     free: list[Node] = []
     taken = False
     for node in group:
-        partner = next((other for other in reversed(free[-LOOK_BACK:]) if _one_act(other, node)), None)
+        fitting = [other for other in reversed(free[-LOOK_BACK:]) if _one_act(other, node)]
+        partner = fitting[0] if fitting else None
+        if len(fitting) > 1:
+            likeness = [_likeness(other, node) for other in fitting]
+            partner = fitting[likeness.index(max(likeness))]
         above = None if partner is None else _is_above(node, partner)
         if partner is None or above is None:
             free.append(node)
@@ -149,6 +179,15 @@ def _pair(group: list[Node]) -> bool:
     return taken
 
 
+def _likeness(a: Node, b: Node) -> int:
+    """How much two acts are alike that may be one: calls at once differ in what they were called with."""
+    if a.kind in (TOOL, CODE):
+        same = called_with(a.best) == called_with(b.best)
+    else:
+        same = a.kind == LLM and _last_words(a) == _last_words(b)
+    return 2 * bool(same) + (a.best.failed == b.best.failed)
+
+
 def _one_act(a: Node, b: Node) -> bool:
     one, other = a.facts.span, b.facts.span
     if one.scope.name == other.scope.name:
@@ -160,12 +199,23 @@ def _one_act(a: Node, b: Node) -> bool:
     ids = a.best.found.get("tool_call_id"), b.best.found.get("tool_call_id")
     if None not in ids and ids[0] != ids[1]:
         return False
+    codes = a.best.exit_code, b.best.exit_code
+    if None not in codes and codes[0] != codes[1]:
+        return False
     if one.end_ns is None or other.end_ns is None:
         return abs(one.start_ns - other.start_ns) <= NEAR_NS
     if min(one.end_ns, other.end_ns) < max(one.start_ns, other.start_ns):
         return False
     longest = max(one.end_ns - one.start_ns, other.end_ns - other.start_ns)
-    return abs(one.start_ns - other.start_ns) + abs(one.end_ns - other.end_ns) <= max(NEAR_NS, longest // 4)
+    apart = abs(one.start_ns - other.start_ns) + abs(one.end_ns - other.end_ns)
+    return apart <= max(NEAR_NS, longest // 4) or (a.kind == LLM and _calls_through(a, b))
+
+
+def _calls_through(a: Node, b: Node) -> bool:
+    """Whether one library calls a model through the other, however long that takes it: within the time of the one, the
+    other asks the same of the same model."""
+    asked = _last_words(a)
+    return asked is not None and asked == _last_words(b) and (encloses(a, b) or encloses(b, a)) and _one_model(a, b)
 
 
 _CLIENT = 3

@@ -105,6 +105,7 @@ _boolean.__doc__ = "true or false"
 CODE_TOOLS = (
     "run_code", "execute_code", "python", "code_interpreter", "python_interpreter", "run_python", "execute_python",
     "python_repl", "exec_code", "code_execution", "run_python_code", "bash", "shell", "run_shell",
+    "run_shell_command",
 )
 
 SETTINGS: tuple[Setting, ...] = (

@@ -14,7 +14,7 @@ from otel_cmb.config import CODE_TOOLS
 from otel_cmb.event import STATUS_ERROR, Span, event_id
 from otel_cmb.few import unless_long
 from otel_cmb.mapper_facts import Facts, from_skeleton, is_event, named, named_run, placed, skeleton
-from otel_cmb.mapper_results import as_mapping, error_result, unquoted, whole
+from otel_cmb.mapper_results import as_mapping, error_result, mapping_before_cut, unquoted, whole
 from otel_cmb.mapper_shape import Shape, shape_of
 from otel_cmb.mapper_tools import read_tool
 from otel_cmb.vocabulary import ACTING, NAMES, OVERRIDES
@@ -111,6 +111,12 @@ def _classify(facts: Facts, shape: Shape) -> None:
         facts.kind, name, text = _told_by_name(span.scope.name, span.name)
         if name is not None:
             facts.found.setdefault(name, text)
+        elif facts.kind == PLAIN and facts.found.keys() >= _ANSWERED and "operation" not in facts.found:
+            facts.kind = LLM  # a limit dropped the oldest of its attributes, or the program never said the operation
+
+
+_ANSWERED = frozenset(("model", "finish_reason", "tokens_in"))
+"""What only a call of a model says all of: who answered, why the answer ended, what was read for it."""
 
 
 @lru_cache(maxsize=4096)
@@ -176,7 +182,7 @@ def _name_agent(facts: Facts) -> None:
         return
     metadata = found.get("metadata")
     if isinstance(metadata, (str, Mapping)) and any(key in metadata for key in _NAMED_IN_METADATA):
-        parsed = as_mapping(metadata)
+        parsed = mapping_before_cut(metadata)
         if "langgraph_node" in parsed:
             found.setdefault("graph_node", parsed["langgraph_node"])
         made = parsed.get("ls_integration") == _CREATE_AGENT
@@ -202,13 +208,16 @@ def _name_agent(facts: Facts) -> None:
     if isinstance(name, str) and name:
         facts.agent = name
         return
+    _, carried, text = _told_by_name(facts.span.scope.name, facts.span.name)
     match = _NAME_IN_SPAN.fullmatch(facts.span.name)
-    if match is not None:
+    if carried == "agent_name":
+        facts.agent = text or None
+    elif match is not None:
         facts.agent = match[1]
     elif "oi_kind" in found and "input" not in found and "output" not in found:
         # Nothing but its kind: the root that OpenInference gives a workflow of the OpenAI Agents SDK.
         facts.kind = CONTAINER
-    elif "agent_name" not in found:
+    elif "agent_name" not in found and facts.span.name != found.get("operation"):  # `invoke_agent` names nobody
         facts.agent = facts.span.name or None
 
 

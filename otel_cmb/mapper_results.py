@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from otel_cmb.cut_json import uncut
 from otel_cmb.few import unless_long
 from otel_cmb.messages import as_json, python_literal
 
@@ -17,6 +18,7 @@ __all__ = [
     "content_of",
     "error_result",
     "exit_code_of",
+    "mapping_before_cut",
     "structure_of",
     "unquoted",
     "whole",
@@ -29,17 +31,28 @@ def as_mapping(value: Any) -> Mapping[str, Any]:
     return parsed if isinstance(parsed, Mapping) else {}
 
 
+def mapping_before_cut(value: Any) -> Mapping[str, Any]:
+    """The same of a JSON text that may be cut off, without what the cut went through."""
+    parsed = as_json(value)
+    if isinstance(parsed, str):
+        parsed = uncut(parsed, half=False)
+    return parsed if isinstance(parsed, Mapping) else {}
+
+
 def unquoted(value: Any) -> Any:
     """The text that a JSON text holds, where an exporter writes every value as JSON; anything else unchanged."""
     return as_json(value) if type(value) is str and value[:1] == '"' else value
 
 
 def structure_of(result: str) -> Any:
-    """What a result's text holds: JSON, or the Python repr that `str` made of a dictionary or list; else the text."""
+    """What a result's text holds: JSON, the Python repr that `str` made of a dictionary or list, or JSON that was cut off;
+    else the text. For what is inferred from a result, not for what is stored of it."""
     if result[:1] not in ("{", "["):
         return result
     parsed = as_json(result)
-    return python_literal(result) if parsed is result else parsed
+    if parsed is result:
+        parsed = python_literal(result)
+    return uncut(result, half=True) if parsed is result else parsed
 
 
 @lru_cache(maxsize=4096)
@@ -63,13 +76,9 @@ def exit_code_of(result: Any, structured: bool = True) -> int | None:
     """The exit code a result says: `exitcode: 1 ...` at its head, `[exit code: 1]` at its end, or a key of a structure.
     `structured=False` looks at texts alone."""
     if isinstance(result, str):
-        if result[:1] in ("{", "["):
-            result = structure_of(result)
-        else:
-            match = _EXIT_HEAD.match(result) or _EXIT_TAIL.fullmatch(result, max(0, result.rfind("[exit code:")))
-            return int(match[1]) if match is not None else None
+        result = structure_of(result)
     text = content_of(result)
-    if isinstance(text, str) and text is not result:
+    if isinstance(text, str):
         match = _EXIT_HEAD.match(text) or _EXIT_TAIL.fullmatch(text, max(0, text.rfind("[exit code:")))
         if match is not None:
             return int(match[1])

@@ -26,7 +26,7 @@ META_FIELDS = (
 )  # fmt: skip
 """(field, key of `meta`) of the fields that stand in `meta` as they are, in its order."""
 _SPENDING = frozenset(("tokens_in", "tokens_out", "tokens_total", "usage", "cost", "costs", "replies"))
-_AROUND = frozenset(("graph_node", "oi_kind", "span_type", "workflow_nodes"))
+_AROUND = frozenset(("graph_node", "oi_kind", "span_kind", "span_type", "workflow_nodes"))
 _FAILURES = frozenset(("error_type", "error_message", "task_status", "level"))
 
 

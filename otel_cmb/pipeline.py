@@ -249,7 +249,7 @@ class Pipeline:
         Spans that wait for their trace's root are settled now.
         """
         if self._intake.idle:
-            return True
+            return not self._ledger.copy().pending  # a shutdown that ran out of time left them to the next process
         if self._intake.appending_here:  # a signal handler: the span it interrupted is not journaled before it returns
             return False
         deadline = min(clock.monotonic() + timeout, self._shutdown_by)

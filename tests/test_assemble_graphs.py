@@ -104,6 +104,58 @@ def task(number: int, parent: int, name: str, **options: Any) -> Any:
     return span(number, parent, attributes, name=f"execute_task {name}", **options)
 
 
+TRACELOOP = "opentelemetry.instrumentation.langchain"
+
+
+def run_of(number: int, parent: int | None, name: str) -> Any:
+    """The other span that Traceloop makes of a graph, or the only one of a sequence."""
+    more = {"traceloop.span.kind": "workflow", "traceloop.entity.name": name}
+    attributes = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": name} | more
+    return span(number, parent, attributes, name=f"{name}.workflow", scope=TRACELOOP)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "step", "count"),
+    [(["model", "tools"], "model", 1), (["agent", "tools"], "agent", 1), (["planner", "engineer"], "planner", 0)],
+)
+def test_a_graph_that_calls_no_model_itself_is_no_agent(nodes: list[str], step: str, count: int) -> None:
+    graph = agent(1, "team", more={"gen_ai.workflow.nodes": nodes}, scope=TRACELOOP)
+    spans = [graph, run_of(2, 1, "team"), task(3, 2, step, scope=TRACELOOP), chat(4, 3, scope=TRACELOOP)]
+    found = events(*spans)
+    assert [event.event_type for event in found].count("agent_call") == count
+    assert events(*spans[::-1]) == found
+
+
+@pytest.mark.parametrize(("step", "kind"), [("model", "agent_call"), ("Prompt", "info")])
+def test_a_workflow_alone_is_an_agent_if_it_calls_a_model(step: str, kind: str) -> None:
+    found = events(run_of(1, None, "RunnableSequence"), task(2, 1, step, scope=TRACELOOP), chat(3, 1, scope=TRACELOOP))
+    assert [event.event_type for event in found] == [kind, "info", "llm_call"]
+
+
+def test_the_function_that_calls_an_agent_is_none() -> None:
+    genai = "opentelemetry.instrumentation.genai.langchain"
+    outer, inner = agent(1, "call_agent", scope=genai), agent(2, "planner", 1, scope=genai)
+    outer.name = "invoke_agent call_agent"
+    assert [event.event_type for event in events(outer, inner)] == ["info", "agent_call"]
+    outer.scope = Scope("app")
+    assert told(events(outer)) == [("agent_call", "call_agent")]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "who"),
+    [
+        ("Delegate work to coworker", {"task": "t", "coworker": "engineer"}, "engineer"),
+        ("ask_question_to_coworker", {"question": "q", "coworker": "engineer"}, "engineer"),
+        ("Delegate work to coworker", {"task": "t"}, "manager"),
+        ("ask", {"coworker": "engineer"}, "manager"),
+    ],
+)
+def test_who_works_for_a_coworker(name: str, arguments: dict[str, str], who: str) -> None:
+    asked = {OI: "TOOL", "tool.name": name, "input.value": json.dumps(arguments)}
+    found = events(agent(1, "manager"), span(2, 1, asked), tool(3, "add", 2))
+    assert [event.agent_name for event in found] == ["manager", "manager", who]
+
+
 def test_what_an_agent_does_is_inside_of_it_where_its_span_is_a_leaf() -> None:
     """Traceloop under LangGraph: the agent's span and the task that it is are side by side."""
     leaf = agent(2, "writer", 1, end=900, more=NODES)
@@ -207,6 +259,42 @@ def test_a_model_call_that_two_instrumentations_tell_of(
     """One that failed or was streamed often says no tokens, or counts them otherwise."""
     found = events(agent(1, "p"), call(2, **({"scope": "a"} | first)), call(3, **({"scope": "b"} | second)))
     assert len(found) == 1 + count
+
+
+@pytest.mark.parametrize("record", ["agents", "all"])
+@pytest.mark.parametrize(("other", "count"), [({}, 1), ({"asked": "two"}, 2), ({"scope": "a"}, 2), ({"model": "n"}, 2)])
+def test_a_failed_call_meets_itself_through_steps_and_beside_agents(record: str, other: dict[str, Any], count: int) -> None:
+    """One instrumentation tells of a graph's nodes, the other of calls alone."""
+    failed: dict[str, Any] = {"status": STATUS_ERROR, "message": "no", "asked": "one"}
+    step = span(5, 1, {OI: "CHAIN"}, name="model")
+    inside, beside = call(2, **({"scope": "a"} | failed)), call(3, **({"scope": "b"} | failed | other))
+    inside.parent_span_id = step.span_id
+    application = span(9, None, name="app")
+    for parent in (f"{1:016x}", application.span_id):
+        beside.parent_span_id = parent
+        start = agent(1, "p", 9)
+        found = events(application, start, step, inside, beside, record=record)
+        assert [event.event_type for event in found].count("llm_call") == count
+
+
+@pytest.mark.parametrize(("end", "count"), [(90_000_000, 1), (700_000_000, 2)])
+def test_one_library_calls_a_model_through_another_however_slow_it_is(end: int, count: int) -> None:
+    outer = call(2, "a", tokens=(3, 1), asked="one", start=2, end=100_000_000)
+    inner = call(3, "b", tokens=(3, 1), asked="one", start=60_000_000, end=end)
+    assert len(events(agent(1, "p"), outer, inner)) == 1 + count
+
+
+@pytest.mark.parametrize("capture", [("all",), ("none",)])
+@pytest.mark.parametrize("results", [("exitcode: 0\n", "exitcode: 1\n"), ("a", "b")])
+def test_calls_of_one_tool_at_once_each_meet_themselves(results: tuple[str, str], capture: tuple[str, ...]) -> None:
+    """Under a clock that gives all of them one time."""
+    spans = [agent(1, "p")]
+    for number, (scope, which) in enumerate([("a", 0), ("a", 1), ("b", 1), ("b", 0)], 2):
+        more = {"gen_ai.tool.call.arguments": json.dumps({"x": which}), "gen_ai.tool.call.result": results[which]}
+        spans.append(tool(number, "fit", 1, scope=scope, start=2, end=9, more=more))
+    found = [event for event in events(*spans, capture=capture) if event.event_type != "agent_call"]
+    assert [len({one.attributes["gen_ai.tool.call.arguments"] for one in event.spans}) for event in found] == [1, 1]
+    assert [len(event.spans) for event in found] == [2, 2]
 
 
 def test_an_instrumentation_tells_of_a_call_once() -> None:

@@ -275,6 +275,28 @@ def test_a_name_that_is_none_is_none_as_json_either(name: str) -> None:
     assert read(span(1, None, {"gen_ai.operation.name": "chat", "gen_ai.agent.name": name})).agent is None
 
 
+def test_an_operation_is_nobodys_name() -> None:
+    assert read(span(1, None, {"gen_ai.operation.name": "invoke_agent"}, name="invoke_agent")).agent is None
+    assert read(span(1, None, {"gen_ai.operation.name": "invoke_agent"}, name="planner")).agent == "planner"
+    assert read(span(1, None, {"gen_ai.operation.name": "invoke_agent"}, name="invoke_agent a b")).agent == "a b"
+
+
+ANSWER = {"gen_ai.response.model": "m", "gen_ai.response.finish_reasons": ["stop"], "gen_ai.usage.input_tokens": 3}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "kind"),
+    [
+        (ANSWER, "llm_call"),
+        ({**ANSWER, "gen_ai.operation.name": "moderate"}, "plain"),
+        *(({key: value for key, value in ANSWER.items() if key != gone}, "plain") for gone in ANSWER),
+    ],
+)
+def test_what_says_who_answered_and_what_it_took_is_a_call_of_a_model(attributes: dict[str, Any], kind: str) -> None:
+    """A limit on the number of attributes drops the oldest: the operation is set first."""
+    assert read(span(1, None, attributes, name="chat m")).kind == kind
+
+
 # Code by name and by what comes back
 
 
@@ -287,6 +309,9 @@ def test_a_name_that_is_none_is_none_as_json_either(name: str) -> None:
         ("bash", "x", "code_exec", None),
         ("simulate", "exitcode: 1\nx", "code_exec", 1),
         ("simulate", "x\n[exit code: 2]", "code_exec", 2),
+        ("simulate", "[exit code: 3]", "code_exec", 3),
+        ("simulate", "[1, 2]\n[exit code: 3]", "code_exec", 3),
+        ("run_shell_command", "x", "code_exec", None),
         ("simulate", "the exitcode: 1 was seen", "tool_call", None),
         ("simulate", '{"exitcode": 1, "stdout": ""}', "tool_call", None),
     ],

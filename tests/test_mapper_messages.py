@@ -205,7 +205,7 @@ def test_hostile_texts_take_linear_time() -> None:
 @pytest.mark.parametrize(
     ("result", "code"),
     [
-        ("exitcode: 0\nx", 0), ("exit code: -9", -9), ("x\n[exit code: 3]\n", 3), ({"exit_code": 2}, 2), ({"returncode": True}, None),
+        ("exitcode: 0\nx", 0), ("exit code: -9", -9), ("x\n[exit code: 3]\n", 3), ("[exit code: 3]", 3), ("{1}\n[exit code: 3]", 3), ({"exit_code": 2}, 2), ({"returncode": True}, None),
         ('{"exitcode": 1}', 1), ([True, {"content": "exitcode: 4\n"}], 4), ("x", None), (None, None), ({"exitcode": "5"}, 5),
     ],
 )  # fmt: skip

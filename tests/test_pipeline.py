@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -294,13 +295,31 @@ def test_threads_end_spans_while_the_pipeline_is_shut_down_again_and_again(sqlit
         stop.set()
         for thread in threads:
             thread.join()
-        assert processor.force_flush(10_000)
+        work_after = tracer.start_span("invoke_agent", attributes=AGENT)  # begins anew: the last shutdown may have run out of time
+        work_after.end()
+        counts[0] += 1
+        wait_for(lambda: processor.force_flush(1_000))
         processor.pipeline.replay()
         stats = lawful(processor.stats())
         assert stats.received == stats.committed == sum(counts)
     assert len(events(sqlite_url)) == sum(counts)
     check_orders(sqlite_url)
     assert journals(state_directory(processor.pipeline.settings)) == []
+
+
+def test_a_flush_after_a_shutdown_that_ran_out_of_time_tells_the_truth(sqlite_url: str, state_dir: Path) -> None:
+    with pipeline_of(sqlite_url, state_dir, busy_timeout=0.1) as pipeline:
+        pipeline.connect()
+        with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            pipeline.accept([agent_span()])
+            assert not pipeline.shutdown(0.5)
+            wait_for(lambda: pipeline._intake.idle)
+        assert pipeline.stats().pending == 1
+        assert not pipeline.flush(1)
+        pipeline.replay()
+        assert lawful(pipeline.stats()).committed == 1
+        assert pipeline.flush(1)
 
 
 def test_nothing_is_left_open_after_a_shutdown(no_leaks: None, database_url: str, state_dir: Path) -> None:

@@ -5,6 +5,10 @@ from otel_cmb.vocabulary.base import CONTAINER, Vocabulary
 VERSION = "1.15.30"
 SOURCE = "crewai 1.15.30 under openinference-instrumentation-crewai 1.1.21 (captures crew_oi)"
 
+DELEGATES = frozenset(("delegateworktocoworker", "askquestiontocoworker"))
+"""The tools by which an agent has another one work. What happens inside of them that agent does, and no span says so but
+their arguments."""
+
 VOCABULARY = Vocabulary(
     name="crewai",
     version=VERSION,

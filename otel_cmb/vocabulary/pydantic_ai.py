@@ -23,6 +23,6 @@ VOCABULARY = Vocabulary(
         "cost": ("operation.cost",),
         "agent_call_id": ("gen_ai.agent.call.id",),
     },
-    names=((r"agent run", AGENT), (r"running tool", TOOL), (r"running \d+ tools?", CONTAINER)),
+    names=((r"agent run(?P<agent>)", AGENT), (r"running tool", TOOL), (r"running \d+ tools?", CONTAINER)),
     scopes=("pydantic-ai",),
 )
