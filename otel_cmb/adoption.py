@@ -10,7 +10,7 @@ from otel_cmb.accounting import Totals
 from otel_cmb.intake import Intake
 from otel_cmb.journal import Journal, adoptable
 from otel_cmb.journal_bodies import UNREADABLE, command_body, start_body
-from otel_cmb.journal_records import Parked, Progress
+from otel_cmb.journal_records import PROCESS_DIED, Parked, Progress
 from otel_cmb.ledger import Ledger
 from otel_cmb.workflow import DIED
 
@@ -70,7 +70,7 @@ class Adoption:
             first = min((parked.seq for parked in journal.parked(limit=1)), default=0)
             first = min(first, 0) - 1  # below all that are there
             journal.advance(Progress(
-                park=[Parked(first - n, "process_died", body, since=now, due=0.0) for n, body in enumerate(bodies)],
+                park=[Parked(first - n, PROCESS_DIED, body, since=now, due=0.0) for n, body in enumerate(bodies)],
                 closed=[(kind, identifier) for kind, identifier, _ in things]))
 
     def finish(self) -> None:

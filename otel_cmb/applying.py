@@ -91,6 +91,8 @@ class Applying:
         outside = self._links.outside(connection, changes, gone)
         due = self._due(connection, changes, prepared.runs, orders, outside)
         self._delete(connection, gone)
+        if self._events.numbers:
+            self._make_way(connection, changes, orders)
         saving = self._write_rows(connection, changes, due)
         self._side.write(connection, due.side)
         self._links.settle(connection, changes, gone, outside)
@@ -113,6 +115,18 @@ class Applying:
         _write(connection, self._rows.update, changed)
         self._rows.links.write(connection, due.links)
         return saving
+
+    def _make_way(self, connection: Connection, changes: Sequence[Change], orders: Mapping[str, int]) -> None:
+        """Where an application's index allows a number once in a run: the rows whose numbers change go beyond all that are
+        taken or given now, by one distance, so that whatever is written next finds its number free."""
+        moving = [id_ for change in changes for id_ in change.after
+                  if (held := change.trace.orders.get(id_)) is not None and held != orders[id_]]
+        if moving:
+            runs = {event.run_id for change in changes for event in change.after.values() if event.run_id is not None}
+            beyond = max(*(self._next_order(connection, run_id) for run_id in runs), *orders.values())
+            connection.exec_driver_sql(
+                f"UPDATE {self._events.qualified} SET execution_order = execution_order + {mark(self._dialect)} "
+                f"WHERE {in_list(self._dialect, 'id')}", (beyond, list_param(self._dialect, moving)))
 
     def _next_order(self, connection: Connection, run_id: str) -> int:
         value = connection.exec_driver_sql(self._last_order, (run_id,)).scalar()

@@ -25,10 +25,13 @@ from otel_cmb.fit import (
     ColumnInfo,
     Mismatch,
     TableInfo,
+    UniqueInfo,
     compare,
+    compare_numbers,
     create_sql,
     neutral_values,
     unfilled,
+    unfilled_mismatch,
 )
 from otel_cmb.schema import APPLICATION_TABLES, OWN_PREFIX, VERSION_TABLE
 
@@ -143,8 +146,7 @@ def refusal(found: Examination, settings: Settings) -> str | None:
     if found.mismatches:
         listed = "\n".join(f"  {number}. {item}" for number, item in enumerate(found.mismatches, 1))
         return f"the tables of {where} do not fit ({len(found.mismatches)} found); nothing was changed:\n{listed}"
-    events = found.tables["execution_events"]
-    return None if events.writable else f"execution_events of {where} cannot be written: {events.reason}"
+    return None
 
 
 # -- what is there ------------------------------------------------------------------------------------------------
@@ -170,27 +172,46 @@ def examine(connection: Connection, settings: Settings, *, read_only: bool = Fal
             found.mismatches.append(Mismatch(name, "", "no such table", "the application's table", create_sql(name)))
     if found.dialect == POSTGRESQL:
         _check_rights(connection, found, read_only=read_only)
+    if not found.owned:
+        _find_numbers(connection, found)
     for table in list(found.tables.values()):
-        _check_fit(table, found)
+        _check_fit(table, found, read_only=read_only)
     return found
 
 
-def _check_fit(table: TableInfo, found: Examination) -> None:
+def _check_fit(table: TableInfo, found: Examination, *, read_only: bool) -> None:
     """Misfits of the tables an event needs refuse the database; another table is left out, or only not written."""
     mismatches = compare(table, found.dialect)
-    unknown = [] if found.owned else unfilled(table)
-    if mismatches and table.name in REQUIRED_TABLES:
-        found.mismatches += mismatches
-    elif mismatches:
+    unknown = [] if found.owned else [unfilled_mismatch(table, name, found.dialect) for name in unfilled(table)]
+    if table.name == "execution_events" and not read_only:
+        nodes = found.tables.get("dag_nodes")
+        mismatches += [*unknown, *compare_numbers(table, () if nodes is None else nodes.key, found.dialect)]
+    if mismatches and table.name not in REQUIRED_TABLES:
         del found.tables[table.name]
         found.notes += [f"{table.name} is left out: {item}" for item in mismatches]
-    elif unknown and table.writable:
-        reason = f"column {', '.join(unknown)} is NOT NULL without a default and unknown to otel-cmb"
-        found.tables[table.name] = table.refused(reason)
-        found.notes.append(
-            f"{table.name} cannot be written: {reason}; a default would mend it: "
-            f"ALTER TABLE {table.qualified} ALTER COLUMN {identifier(unknown[0])} SET DEFAULT ..."
-        )
+        return
+    found.mismatches += mismatches
+    if unknown and table.writable:
+        columns = ", ".join(item.column for item in unknown)
+        found.tables[table.name] = table.refused(f"column {columns} is NOT NULL without a default and unknown to otel-cmb")
+        if table.name != "execution_events" or read_only:
+            found.notes += [f"{table.name} cannot be written: {item}" for item in unknown]
+
+
+def _find_numbers(connection: Connection, found: Examination) -> None:
+    """Which unique indexes and constraints an order number is part of."""
+    events, inspector = found.tables["execution_events"], inspect(connection)
+    indexes = [item for item in inspector.get_indexes(events.name, found.schema) if item["unique"]]
+    constraints = inspector.get_unique_constraints(events.name, found.schema)
+    named = {item["name"] for item in constraints}
+    unique = [
+        *(UniqueInfo(str(item["name"]), tuple(name or "" for name in item["column_names"]), constraint=False)
+          for item in indexes if item["name"] not in named),
+        *(UniqueInfo(str(item["name"]), tuple(item["column_names"]), constraint=True) for item in constraints),
+    ]
+    numbers = tuple(item for item in unique if "execution_order" in item.columns)
+    if numbers:
+        found.tables[events.name] = replace(events, numbers=numbers)
 
 
 def _check_server(connection: Connection) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_plus
 
 from otel_cmb.errors import ConfigurationError
 
-__all__ = ["SETTINGS", "Setting", "Settings", "default_state_dir", "load", "safe_url"]
+__all__ = ["SETTINGS", "Setting", "Settings", "default_state_dir", "load", "safe_text", "safe_url"]
 
 PREFIX = "OTEL_EXPORTER_CMB_"
 
@@ -154,7 +155,7 @@ _BY_NAME = {setting.name: setting for setting in SETTINGS}
 class Settings:
     """The settings of one pipeline, parsed. See :data:`SETTINGS` for what each means."""
 
-    database_url: str
+    database_url: str = field(repr=False)  # its password must not stand wherever settings are shown
     schema: str | None
     on_missing_run: str
     state_dir: str
@@ -210,15 +211,50 @@ def load(env: Mapping[str, str] | None = None, **keywords: Any) -> Settings:
     return Settings(**values)
 
 
-_PASSWORD = re.compile(r"(?P<head>://[^:/@\s]*:)[^@/\s]*(?=@)")
-_QUERY_PASSWORD = re.compile(r"(?i)(?P<head>[?&](?:password|passwd|sslpassword|sslkey)=)[^&\s]*")
+_SCHEME = re.compile(r"\s*[\w+.-]*:?//+")
+_USER_AND_PASSWORD = re.compile(r"[^:/]*:[^@]*@")
+"""What SQLAlchemy takes for user and password: the password may have anything in it but `@`, also `/`, `?` and spaces."""
+_NO_PORT = re.compile(r"(?:\[[^\]]*\]|(?![A-Za-z]:[\\/])[^:/\[]*):(?!\d{0,5}(?:/|\Z))")
+_SECRET_PARAMETER = re.compile(r"(?i)(?!passfile\Z).*(?:pass|pwd|secret|token|key)")
+_ASSIGNED = re.compile(
+    r"(?i)(?P<head>\b(?:ssl)?(?:password|passwd|pwd)\s*=\s*)(?:'(?:\\.|[^'\\])*'?|[^&\s]+)")
+_IN_TEXT = re.compile(r"(?P<head>://[^\s:/@]*:)\S*(?=@)")
+_HIDDEN = "***"
 
 
 def safe_url(url: str) -> str:
-    """The URL with its passwords replaced, fit for a log or an error."""
-    return _QUERY_PASSWORD.sub(_hidden, _PASSWORD.sub(_hidden, url))
+    """The URL with its passwords replaced, fit for a log or an error, also where it is none: then rather too much is
+    hidden than too little. What cannot be encoded is escaped."""
+    scheme = found[0] if (found := _SCHEME.match(url)) else ""
+    rest = url[len(scheme) :]
+    known = _USER_AND_PASSWORD.match(rest)
+    question = rest.find("?", known.end() if known else 0)
+    if question >= 0 and any("=" not in item and "@" in item for item in rest[question + 1 :].split("&")):
+        question = -1  # no parameters: the rest of a password
+    body, query = (rest, "") if question < 0 else (rest[:question], rest[question + 1 :])
+    is_file = url.lstrip().lower().startswith("sqlite")  # a path, in which `:` and `@` mean nothing
+    colon, at = body.find(":"), body.rfind("@")
+    if 0 <= colon < at and (known or not is_file):
+        body = body[: colon + 1] + _HIDDEN + body[at:]
+    elif not is_file and (no_port := _NO_PORT.match(body)):
+        body = body[: no_port.end()] + _HIDDEN
+    shown = scheme + body + (f"?{'&'.join(map(_safe_parameter, query.split('&')))}" if question >= 0 else "")
+    return _ASSIGNED.sub(_hidden, shown).encode("utf-8", "backslashreplace").decode()
+
+
+def _safe_parameter(item: str) -> str:
+    name, equals, value = item.partition("=")
+    if not equals:
+        return _HIDDEN if name else ""
+    secret = _SECRET_PARAMETER.match(unquote_plus(name)) or "://" in unquote_plus(value)
+    return f"{name}={_HIDDEN}" if secret else item
+
+
+def safe_text(text: str) -> str:
+    """What somebody else says, a driver for example, with the passwords of URLs and connection strings in it replaced."""
+    return _ASSIGNED.sub(_hidden, _IN_TEXT.sub(_hidden, text))
 
 
 def _hidden(match: re.Match[str]) -> str:
     # A function, not a template: `re` imports a module to read one, which it cannot when the interpreter ends.
-    return f"{match['head']}***"
+    return match["head"] + _HIDDEN

@@ -245,7 +245,8 @@ def attach(run_id: str, node_id: str | None = None, step_id: str | None = None) 
 
     Raises :class:`~otel_cmb.errors.RunNotFoundError` (a ValueError) when the database has no such run (an attached
     database is also asked for the application's alias, `workflow_runs.meta.task_id`), and
-    :class:`~otel_cmb.errors.DatabaseUnavailableError` when it does not answer within `connect_timeout`.
+    :class:`~otel_cmb.errors.DatabaseUnavailableError` when it does not answer within `connect_timeout`, also when it hangs
+    without being gone.
     """
     found: dict[str, str] = {}
 

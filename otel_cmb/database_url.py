@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError
 
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.dialects import POSTGRESQL, SQLITE
-from otel_cmb.errors import DatabaseURLError
+from otel_cmb.errors import ConfigurationError, DatabaseURLError
 
 __all__ = ["check_url"]
 
@@ -25,8 +25,9 @@ def check_url(settings: Settings, *, read_only: bool = False) -> URL:
     """The database URL, checked as far as that goes without a server; a SQLite path comes back absolute.
 
     Raises :class:`DatabaseURLError` for a URL that can never work: malformed, an unknown dialect, a missing driver, an
-    in-memory SQLite, a place where no file can be written (or, with `read_only`, where no database is). Touches the
-    disk, creates nothing, connects to nothing.
+    in-memory SQLite, a place where no file can be written (or, with `read_only`, where no database is). A SQLite path
+    that is no text in UTF-8 is a :class:`ConfigurationError`: nothing can be kept for it, not even a journal. Touches
+    the disk, creates nothing, connects to nothing.
     """
     shown = safe_url(settings.database_url)
     text = settings.database_url.strip()
@@ -39,9 +40,14 @@ def check_url(settings: Settings, *, read_only: bool = False) -> URL:
             f"database URL {shown!r} cannot be read; expected sqlite:///path/to/file.db or "
             "postgresql+psycopg://user:password@host:5432/database (special characters in a password as %XX)"
         ) from None
+    if "@" in (url.host or ""):
+        raise DatabaseURLError(
+            f"database URL {shown!r} has an `@` in its password or host name; write it as %40 (and other special characters "
+            "of a password as %XX, see urllib.parse.quote)"
+        )
     backend, _, driver = url.drivername.partition("+")
     if backend == SQLITE and driver in {"", "pysqlite"}:
-        return URL.create(SQLITE, database=_check_file(url, shown, read_only=read_only))
+        return URL.create(SQLITE, database=_check_file(url, text, shown, read_only=read_only))
     if backend == POSTGRESQL and driver in {"", *_POSTGRESQL_DRIVERS}:
         return url.set(drivername=f"{POSTGRESQL}+{_check_driver(driver, shown)}")
     raise DatabaseURLError(
@@ -62,9 +68,9 @@ def _check_driver(driver: str, shown: str) -> str:
     )
 
 
-def _check_file(url: URL, shown: str, *, read_only: bool) -> str:
+def _check_file(url: URL, text: str, shown: str, *, read_only: bool) -> str:
     path = url.database or ""
-    if path in {"", ":memory:"} or "mode=memory" in shown or path.startswith("file::memory:"):
+    if path in {"", ":memory:"} or "mode=memory" in text or path.startswith("file::memory:"):
         raise DatabaseURLError(
             f"database URL {shown!r} is an in-memory SQLite database, which no other process or thread can see; "
             "name a file: sqlite:///otel_cmb.db"
@@ -77,6 +83,12 @@ def _check_file(url: URL, shown: str, *, read_only: bool) -> str:
             "path (sqlite:///file.db), four for an absolute one (sqlite:////absolute/file.db)"
         )
     path = os.path.abspath(os.path.expanduser(path))
+    if (readable := path.encode("utf-8", "backslashreplace").decode()) != path:
+        raise ConfigurationError(
+            f"database {shown!r}: the name of its file or directory, {readable}, is no text in UTF-8 (or Python was told "
+            "another encoding of file names, by LC_ALL=C with PYTHONUTF8=0 for example); rename it, or name another file: "
+            "--database-url sqlite:////absolute/file.db, or OTEL_EXPORTER_CMB_DATABASE_URL"
+        )
     try:
         status = os.stat(path)
     except FileNotFoundError:

@@ -13,13 +13,15 @@ from otel_cmb.accounting import Totals
 from otel_cmb.binding import Binding, bind
 from otel_cmb.bookkeeping import CONTENT_GIVEN_UP
 from otel_cmb.config import Settings, safe_url
-from otel_cmb.diagnosis_open import DIED, LIVING, NOBODY, QUIET, THEIRS, Open, open_events, open_runs
+from otel_cmb.diagnosis_open import NOBODY, QUIET, THEIRS, Open, open_events, open_runs
 from otel_cmb.dialects import SQLITE
 from otel_cmb.engines import make_engine
 from otel_cmb.errors import CMBError, RunNotFoundError
 from otel_cmb.faults import classify
 from otel_cmb.items import NO_SPAN
 from otel_cmb.journal import journals, read_only_summary
+from otel_cmb.journal_records import PROCESS_DIED
+from otel_cmb.owners import DIED, LIVING
 from otel_cmb.pipeline import state_directory
 
 __all__ = ["Check", "Diagnosis", "diagnose"]
@@ -129,7 +131,7 @@ _RUNNING = {
     "WHERE status = 'running' AND run_id = '...'. Keep the state directory where it outlives the process",
 }
 _EXECUTING = {
-    DIED: f"of a process that died: {_REPLAY} ends them",
+    DIED: f"of a process that died, or could not write their end: {_REPLAY} ends them",
     QUIET: "of a trace whose root never came, or made by on_missing_run=create: `otel-cmb serve` ends them after quiet_time, "
     f"{_REPLAY} now",
     NOBODY: _ELSEWHERE + "UPDATE workflow_runs SET status = 'failed', completed_at = CURRENT_TIMESTAMP WHERE id = '...'",
@@ -145,10 +147,11 @@ def _open_checks(connection: Connection, binding: Binding, settings: Settings) -
     runs = open_runs(connection, binding, settings, summaries)
     runs.found.pop(LIVING, None)
     return [
-        _open("running", "events still running although their run has ended", events, events.wrong, _RUNNING),
+        _open("running", "events still running although their run has ended, or their process has died",
+              events, events.wrong, _RUNNING),
         # a process on another host may be busy for hours without a span that ends: only what is sure is bad
-        _open("executing", "runs of otel-cmb that go on although nothing has come for an hour", runs,
-              bool(runs.found.keys() - {NOBODY}), _EXECUTING),
+        _open("executing", "runs of otel-cmb that go on although their process has died, or nothing has come for an hour",
+              runs, bool(runs.found.keys() - {NOBODY}), _EXECUTING),
     ]
 
 
@@ -205,7 +208,7 @@ def _accounting(settings: Settings) -> Check:
         counts.update(summary.counts)
         for item in summary.parked:
             content += item.reason == NO_SPAN
-            if item.span_id is None or item.reason == "process_died":
+            if item.span_id is None or item.reason == PROCESS_DIED:
                 continue
             if item.reason == "unsettled":
                 pending += 1
@@ -238,7 +241,7 @@ def _run_checks(settings: Settings, engine: Engine | None, name: str) -> list[Ch
         return []
     try:
         if name == "latest":
-            with open_reader(settings.database_url, schema=settings.schema) as reader:
+            with open_reader(settings.database_url, schema=settings.schema, state_dir=settings.state_dir) as reader:
                 name = reader.resolve(name)
     except CMBError as error:
         return [Check("run", False, str(error))]
@@ -247,7 +250,7 @@ def _run_checks(settings: Settings, engine: Engine | None, name: str) -> list[Ch
         if item.run_id == name and item.span_id is not None)
     in_journals = f"; {sum(waiting.values())} of its spans are parked" if waiting else ""
     try:
-        with open_reader(settings.database_url, schema=settings.schema) as reader:
+        with open_reader(settings.database_url, schema=settings.schema, state_dir=settings.state_dir) as reader:
             try:
                 run = reader.run(name)
             except RunNotFoundError as error:
@@ -270,6 +273,9 @@ def _run_checks(settings: Settings, engine: Engine | None, name: str) -> list[Ch
     if run.started_at is None:
         checks.append(Check("run_started_at", False, f"run {run.id} has no started_at",
                             "screens that look for the newest run cannot find it"))
+    if run.died:
+        checks.append(Check("run_died", False, f"run {run.id} goes on in the database, but its process has died",
+                            f"{_REPLAY} finishes it: what waits is stored, what was running ends as failed"))
     if waiting:
         checks.append(Check("run_parked", False, ", ".join(f"{n} × {reason}" for reason, n in waiting.most_common()),
                             "otel-cmb parked list --json says why"))

@@ -32,6 +32,7 @@ from otel_cmb.journal_bodies import UNREADABLE, decode, item_of
 from otel_cmb.journal_records import Record
 from otel_cmb.journal_state import keep_for_ever
 from otel_cmb.ledger import Ledger
+from otel_cmb.questions import NoAnswerError, Questions
 from otel_cmb.running import Running
 from otel_cmb.standby import Standby
 from otel_cmb.state_paths import retry_signal
@@ -40,6 +41,7 @@ from otel_cmb.trouble import Trouble
 
 if TYPE_CHECKING:
     from otel_cmb.binding import Binding
+    from otel_cmb.workflow import RunRow
 
 __all__ = ["Drainer"]
 
@@ -63,12 +65,14 @@ class Drainer:
         self._per_trace_runs = per_trace_runs
         self.books = Bookkeeper(settings, intake, ledger, trouble)
         self.adoption = Adoption(intake, ledger)
+        self._questions = Questions()
         self.reset()
 
     def reset(self) -> None:
         """Nothing was written yet; also what a forked child begins with."""
         self.books.reset()
         self.adoption.reset()
+        self._questions.reset()
         self.store_lock = threading.RLock()
         self.start_lock = threading.RLock()
         """Held while the store or the writer's thread begins, and by a writer on its way out until it is gone."""
@@ -101,11 +105,25 @@ class Drainer:
         with self.store_lock, _uninstrumented():
             return self.the_store().connect()
 
-    def check_run(self, name: str) -> tuple[str, str]:
-        """Id and session of an existing run. Raises :class:`RunNotFoundError`, :class:`DatabaseUnavailableError`."""
-        try:
+    @property
+    def connected(self) -> bool:
+        """Whether it is known what the database is."""
+        return self.store is not None and self.store.binding is not None
+
+    def check_run(self, name: str, timeout: float) -> tuple[str, str]:
+        """Id and session of an existing run. Raises :class:`RunNotFoundError`, and :class:`DatabaseUnavailableError` after
+        `timeout` seconds at the latest."""
+
+        def question() -> RunRow:
             with _uninstrumented():
-                row = self.the_store().check_run(name)
+                return self.the_store().check_run(name)
+
+        try:
+            row = self._questions.ask(question, timeout)
+        except NoAnswerError:
+            raise DatabaseUnavailableError(
+                f"{safe_url(self._settings.database_url)} did not answer within {timeout:.3g} s; try again when it is back"
+            ) from None
         except Exception as error:
             verdict = classify(error)
             if verdict.fault is Fault.OUTAGE:

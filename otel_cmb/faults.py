@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from sqlalchemy import exc
 
-from otel_cmb.config import safe_url
+from otel_cmb.config import safe_text
 from otel_cmb.errors import ConfigurationError, DatabaseUnavailableError, RunNotFoundError, SchemaError
 
 __all__ = ["Fault", "Verdict", "classify"]
@@ -225,4 +225,4 @@ def _by_connect_text(error: exc.DBAPIError, cause: BaseException) -> Verdict:
 
 def _first_line(cause: BaseException) -> str:
     lines = str(cause).strip().splitlines()
-    return safe_url(lines[0])[:300] if lines else type(cause).__name__
+    return safe_text(lines[0])[:300] if lines else type(cause).__name__

@@ -11,7 +11,8 @@ from otel_cmb.dialects import SQLITE, identifier
 from otel_cmb.schema import metadata
 
 __all__ = [
-    "REQUIRED_TABLES", "ColumnInfo", "Mismatch", "TableInfo", "compare", "create_sql", "neutral_values", "unfilled",
+    "REQUIRED_TABLES", "ColumnInfo", "Mismatch", "TableInfo", "UniqueInfo", "compare", "compare_numbers", "create_sql",
+    "neutral_values", "unfilled", "unfilled_mismatch",
 ]
 
 TEXT, JSON, TIME, NUMBER = ("text",), ("json", "jsonb", "text"), ("timestamp", "timestamptz"), ("integer",)
@@ -78,6 +79,15 @@ class ColumnInfo:
 
 
 @dataclass(frozen=True)
+class UniqueInfo:
+    """A unique index, or a unique constraint."""
+
+    name: str
+    columns: tuple[str, ...]
+    constraint: bool
+
+
+@dataclass(frozen=True)
 class TableInfo:
     """One table as it is. `qualified` is the quoted name for SQL text. Not `writable`: `reason` says what stands in the
     way of an INSERT. Not `copy`: PostgreSQL takes no COPY into it (row-level security)."""
@@ -89,6 +99,8 @@ class TableInfo:
     writable: bool = True
     reason: str = ""
     copy: bool = True
+    numbers: tuple[UniqueInfo, ...] = ()
+    """Of an application's `execution_events`: what allows an order number once only."""
 
     def __contains__(self, column: str) -> bool:
         return column in self.columns
@@ -192,6 +204,33 @@ def unfilled(table: TableInfo) -> list[str]:
         column.name for column in table.columns.values()
         if not column.nullable and not column.default and column.name not in filled
     ]
+
+
+def unfilled_mismatch(table: TableInfo, name: str, dialect: str) -> Mismatch:
+    """What is to be said about one of the :func:`unfilled` columns."""
+    alter = f"ALTER TABLE {table.qualified} ALTER COLUMN {identifier(name)} DROP NOT NULL"
+    return Mismatch(
+        table.name, name, "NOT NULL without a default and unknown to otel-cmb", "a default, or NULL allowed",
+        _alter(dialect, table, alter))
+
+
+def compare_numbers(events: TableInfo, node_key: tuple[str, ...], dialect: str) -> list[Mismatch]:
+    """Order numbers begin anew in each run: an index that allows a number once must not reach beyond one run. `node_key`:
+    the key of the nodes, which are of one run where it is `id` alone."""
+    of_one_run = {"id", "run_id"} | ({"node_id"} if node_key == ("id",) else set())
+    mismatches = []
+    for unique in events.numbers:
+        if of_one_run.isdisjoint(unique.columns):
+            name = identifier(unique.name)
+            drop = f"DROP INDEX {name}"
+            if unique.constraint:
+                drop = _alter(dialect, events, f"ALTER TABLE {events.qualified} DROP CONSTRAINT {name}")
+            elif dialect != SQLITE:
+                drop = f"DROP INDEX {events.qualified.rpartition('.')[0]}.{name}"
+            mismatches.append(Mismatch(
+                events.name, "execution_order", f"unique by ({', '.join(unique.columns)})",
+                "numbers that begin anew in each run: unique by (run_id, execution_order), or not at all", drop))
+    return mismatches
 
 
 def neutral_values(table: TableInfo) -> dict[str, Any]:

@@ -35,8 +35,8 @@ FRESH, FRESH_OF_SERVER = 128, 1024
 FRESH_BYTES = 16_384
 """Spans whose records are longer than this, on average, are decoded when they are written: too many wait at times."""
 
-SAID = ("task", "goal", "error", "meta")
-"""What of a command people and programs say; the rest is names and times."""
+SAID = ("agent", "error", "goal", "meta", "mode", "model", "node_type", "task")
+"""What of a command people and programs say; the rest is times, and ids that name rows (:data:`otel_cmb.redact.IDS`)."""
 
 NO_CONTENT_ABOVE = 0.85
 """Part of the journal's size cap: nearly full, what happened is worth more than what was said."""

@@ -37,8 +37,11 @@ from otel_cmb.journal_state import State
 
 __all__ = [
     "Journal", "JournalFullError", "Parked", "Progress", "Record", "Summary", "adoptable", "database_directory", "journals",
-    "left_behind", "read_only_summary",
+    "left_behind", "log_of", "read_only_summary",
 ]
+
+FIRST_PARKED = 100
+"""What whoever takes over a journal parks, to close its rows, comes before all else that is parked, its runs first."""
 
 SEGMENTS_UNDER_CAP = 8
 """A segment is at most this part of the size cap: what is done is given back long before the cap is reached."""
@@ -280,25 +283,41 @@ class Summary:
         return found | {self.run_id} if kind == "run" and self.run_id else found
 
 
-def read_only_summary(path: str) -> Summary:
-    """Look at a journal without taking or changing anything of it."""
+def read_only_summary(path: str, *, waiting: bool = True) -> Summary:
+    """Look at a journal without taking or changing anything of it. Without `waiting` only at what is open in it, and at the
+    first of what is parked: that costs the same however much waits."""
     pid, run_id = journal_files.owner_of(path)
     summary = Summary(path, journal_files.is_owned(path), pid, [], {}, 0, run_id)
+    state = State(path, lambda: None, look_only=True)
+    try:
+        with contextlib.suppress(sqlite3.DatabaseError):
+            summary.parked = state.parked() if waiting else state.parked(limit=FIRST_PARKED)
+            summary.counts = state.counts()
+            summary.open = [(kind, identifier) for kind, identifier, _ in state.opened_things()]
+    finally:
+        state.close()
+    if waiting:
+        with contextlib.suppress(sqlite3.DatabaseError), log_of(path) as records:
+            summary.pending = sum(1 for record in records if record.body[:1] == END)
+    return summary
+
+
+@contextlib.contextmanager
+def log_of(path: str) -> Iterator[Iterator[Record]]:
+    """The records of a journal's log that are not done yet, read without taking or changing anything of it."""
     log = Log(path=path)
     state = State(path, log.unseek, look_only=True)
-    with contextlib.suppress(sqlite3.DatabaseError):
-        summary.parked, summary.counts = state.parked(), state.counts()
-        summary.open = [(kind, identifier) for kind, identifier, _ in state.opened_things()]
-    try:
+
+    def records() -> Iterator[Record]:
         log.seek(state.cursor())
         while batch := log.read(1024):
-            summary.pending += sum(1 for record in batch if record.body[:1] == END)
-    except sqlite3.DatabaseError:
-        pass
+            yield from batch
+
+    try:
+        yield records()
     finally:
         state.close()
         log.close()
-    return summary
 
 
 def left_behind(directory: str) -> dict[str, int]:

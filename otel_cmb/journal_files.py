@@ -115,13 +115,16 @@ def is_mine(path: str) -> bool:
 
 
 def is_owned(path: str) -> bool:
-    """Whether a living process owns the journal or has adopted it."""
+    """Whether a living process owns the journal or has adopted it. One whose lock may not be read counts as owned: nothing
+    wrong is to be said of it."""
     if path in _mine:
         return True
     try:
         fd = os.open(os.path.join(path, "lock"), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError:
+        return True
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:

@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 
 from otel_cmb.errors import JournalError
 
-__all__ = ["JournalFullError", "Parked", "Progress", "Record"]
+__all__ = ["PROCESS_DIED", "JournalFullError", "Parked", "Progress", "Record"]
 
 END, START, COMMAND, CONTENT = b"e", b"s", b"c", b"l"
 """The first byte of a record's body: a span that ended, one that began, a row of `run()`, `node()` or `step()`, content
 that log records carried."""
+
+PROCESS_DIED = "process_died"
+"""Why a record is parked that closes a row of a process that died."""
 
 LATEST_DUE = 60.0
 """Seconds: nothing is due later than this from now, unless the clock went backwards."""

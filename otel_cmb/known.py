@@ -29,6 +29,8 @@ from otel_cmb.values import as_dict
 
 __all__ = ["Known", "Saving"]
 
+_LAST_NS = 2**63 - 1
+"""The year 2262: a row has later times (of clocks gone wild), what is kept of its trace has not."""
 _CHUNK = 100
 """Traces asked for in one statement: keeps it under SQLite's limits on terms and expression depth."""
 
@@ -248,8 +250,8 @@ def _signed(traces: Sequence[Trace], writer: str) -> list[tuple[str, str, int, i
     rows = []
     for trace in traces:
         spans = [facts.span for facts in trace.facts.values()]
-        start = min([span.start_ns for span in spans])
-        end = max([span.end_ns or span.start_ns for span in spans])
+        start = min([_LAST_NS, *(span.start_ns for span in spans)])
+        end = min(_LAST_NS, max([span.end_ns or span.start_ns for span in spans]))
         signature = (start, end)
         if trace.marker == writer and trace.signed == signature:
             continue

@@ -79,6 +79,7 @@ class Links:
         self._events = binding.tables["execution_events"].qualified
         self._columns = binding.tables["execution_events"].columns
         self._waiting = qualified("otel_cmb_waiting", binding.schema)
+        self._longest = self._columns["id"].length if binding.owned else None
 
     # -- before the rows are written -----------------------------------------------------------------------------------
 
@@ -86,11 +87,11 @@ class Links:
         """What the rows of the changed traces are to be written with. `gone` are the rows that this transaction deletes."""
         found = Outside()
         names = {
-            id_: event.parent_event_id for change in changes for id_, event in change.after.items()
-            if not event.parent_known and event.parent_event_id is not None}
+            id_: name for change in changes for id_, event in change.after.items()
+            if (name := self._named(event)) is not None}
         had = {
-            id_: event.parent_event_id for change in changes for id_, event in change.before.items()
-            if not event.parent_known and event.parent_event_id is not None and id_ in change.trace.orders}
+            id_: name for change in changes for id_, event in change.before.items()
+            if (name := self._named(event)) is not None and id_ in change.trace.orders}
         if not names and not had:
             return found
         found.named = {(name, id_) for id_, name in names.items() if had.get(id_) != name}
@@ -98,7 +99,7 @@ class Links:
         rows = self._rows(connection, {*names, *names.values(), *had})
         for change in changes:
             for id_, event in change.after.items():
-                if id_ in names or (id_ in had and event.parent_event_id is None):
+                if id_ in names or (id_ in had and (event.parent_event_id is None or not event.parent_known)):
                     old, row, name = change.before.get(id_), rows.get(id_), names.get(id_, NO_PARENT)
                     if row is None or old is None or old.depth:
                         _hang_anew(event, name, rows.get(name), gone, found)
@@ -107,6 +108,12 @@ class Links:
                         if had.get(id_, NO_PARENT) != name or (name in rows and found.parents[id_] is None):
                             found.unsure.add((name, id_))
         return found
+
+    def _named(self, event: Event) -> str | None:
+        """The parent that the event names, unless that is longer than any row's id: then there is none to wait for, and the
+        name stays in the event's span."""
+        name = None if event.parent_known else event.parent_event_id
+        return name if name is None or self._longest is None or len(name) <= self._longest else None
 
     def _rows(self, connection: Connection, ids: Collection[str]) -> dict[str, _Row]:
         depth, parent = (name if name in self._columns else "NULL" for name in ("depth", "parent_event_id"))

@@ -27,7 +27,7 @@ from otel_cmb import clock, metrics, processes
 from otel_cmb.accounting import Stats, Ticket
 from otel_cmb.config import Settings, safe_url
 from otel_cmb.draining import Drainer
-from otel_cmb.errors import ConfigurationError, JournalError
+from otel_cmb.errors import ConfigurationError, JournalError, RunNotFoundError
 from otel_cmb.event import Span, Stamp
 from otel_cmb.intake import Intake, parked_in
 from otel_cmb.items import UNSETTLED
@@ -56,6 +56,9 @@ _log = logging.getLogger("otel_cmb")
 
 NO_ANSWER = 10.0
 """Seconds after which a database that neither answers nor fails counts as one that cannot be written."""
+
+LAST_LOOK = 1.0
+"""Seconds that are left for a question at least, when what comes before it has taken all the time there was."""
 
 
 class Pipeline:
@@ -189,10 +192,25 @@ class Pipeline:
     # -- questions -----------------------------------------------------------------------------------------------------
 
     def check_run(self, name: str) -> tuple[str, str]:
-        """Id and session of an existing run. Raises :class:`RunNotFoundError`, :class:`DatabaseUnavailableError`."""
-        if self._intake.journal is not None:
-            self.flush(self.settings.connect_timeout)  # a run this very process has just made
-        return self._drainer.check_run(name)
+        """Id and session of an existing run. Raises :class:`RunNotFoundError`, and :class:`DatabaseUnavailableError` when the
+        database does not answer within `connect_timeout`, also one that hangs without being gone."""
+        timeout = self.settings.connect_timeout
+        deadline = clock.monotonic() + timeout
+
+        def left() -> float:
+            return max(deadline - clock.monotonic(), min(timeout, LAST_LOOK))
+
+        waiting = self._intake.journal is not None
+        if waiting and not self._drainer.connected:  # the writer is about to: it need not be found out twice
+            self.flush(timeout)
+            waiting = False
+        try:
+            return self._drainer.check_run(name, left())
+        except RunNotFoundError:
+            if not waiting:
+                raise
+        self.flush(left())  # a run this very process has just made
+        return self._drainer.check_run(name, left())
 
     def connect(self) -> Binding:
         """What the database is. Raises the database's error, :class:`SchemaError` or :class:`ConfigurationError`."""

@@ -19,6 +19,7 @@ from otel_cmb.config import Settings
 from otel_cmb.dialects import mark, timestamp, timestamp_ns
 from otel_cmb.engines import clear_errors, make_engine
 from otel_cmb.event import OWN_ID
+from otel_cmb.meta_names import json_member
 from otel_cmb.transactions import begin_write, lock_runs
 from otel_cmb.values import as_dict
 from otel_cmb.workflow import MISSING, Workflow
@@ -81,7 +82,7 @@ def silent_runs(
 def _nobodys(binding: Binding) -> str:
     """A process makes version 4 for its own run, and ends that."""
     [(key, value)] = MISSING.items()
-    return f" AND (r.id LIKE '{OWN_ID}' OR {Workflow(binding).json_member('workflow_runs', 'meta', key)} = '{value}')"
+    return f" AND (r.id LIKE '{OWN_ID}' OR {json_member(binding.dialect, 'r.meta', key)} = '{value}')"
 
 
 def _end(connection: Connection, binding: Binding, run_id: str) -> None:

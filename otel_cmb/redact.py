@@ -1,8 +1,9 @@
 """Secrets replaced before anything is written. Pure; runs on the thread that ended the span.
 
 :class:`Redactor` replaces what looks like a secret in every text of a span, and the whole value of an attribute whose
-key names one. Nothing can prove that a text holds no secret: the patterns (:mod:`otel_cmb.secret_patterns`) are those whose
-form is known. For more there is a hook. What content is kept at all is another switch: :mod:`otel_cmb.capture`.
+key names one. Ids that name rows (:data:`IDS`) stay as they are: they are keys, not content, and a row is found by nothing
+else. Nothing can prove that a text holds no secret: the patterns (:mod:`otel_cmb.secret_patterns`) are those whose form is
+known. For more there is a hook. What content is kept at all is another switch: :mod:`otel_cmb.capture`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from otel_cmb.event import Resource, Scope, Span
 from otel_cmb.few import Few, weight
 from otel_cmb.secret_patterns import DEFAULT, SECRET_KEY, Pattern, Sieve
 
-__all__ = ["DEFAULT", "FAILED", "Hook", "Pattern", "Redactor", "install_hook"]
+__all__ = ["DEFAULT", "FAILED", "IDS", "Hook", "Pattern", "Redactor", "install_hook"]
 
 Hook = Callable[[str, str], str]
 """`hook(key, text) -> text`: the attribute's key (or `name`, `status_message`, `trace_state`, `event`, `scope`, `version`,
 `schema_url`) and one text of it."""
+
+IDS = frozenset(("cmb.run.id", "cmb.session.id", "cmb.node.id", "cmb.step.id", "cmb.parent_event_id"))
+"""Attributes whose texts name rows. What the context says of them (:class:`~otel_cmb.event.Stamp`), and the ids of `run()`,
+`node()` and `step()`, are taken as they are too: else the same row would have two names."""
 
 FAILED = "[redacted: the redaction hook failed]"
 _MAX_KEYS = 4096
@@ -120,9 +125,10 @@ class Redactor:
         """Whether there is a hook now, which sees every text."""
         return self.hook is not None or bool(_installed)
 
-    def names_secret(self, key: str) -> bool:
-        """Whether an attribute's key says that its value is a secret."""
-        return SECRET_KEY.search(key) is not None
+    def minds_key(self, key: str) -> bool:
+        """Whether an attribute's key says that its value is a secret, or has the form of one."""
+        return SECRET_KEY.search(key) is not None or (
+            self.may_hold(key) and any(pattern.regex.search(key) for pattern in self.patterns))
 
     # The fast path: one look over everything that could hold a secret.
 
@@ -180,7 +186,7 @@ class Redactor:
         if len(self._plain_keys) > _MAX_KEYS:
             self._plain_keys.clear()
         for key in attributes:
-            if SECRET_KEY.search(key):
+            if self.minds_key(key):
                 return False
             self._plain_keys.add(key)
         return True
@@ -206,11 +212,28 @@ class Redactor:
         return self._mapping(attributes, hook, 0) if attributes else attributes
 
     def _mapping(self, mapping: Mapping[str, Any], hook: Hook | None, depth: int) -> dict[str, Any]:
-        return {
-            key: self._secret_value(key, value) if key not in self._plain_keys and SECRET_KEY.search(key)
-            else self._value(key, value, hook, depth)
-            for key, value in mapping.items()
-        }
+        result: dict[str, Any] = {}
+        for key, value in mapping.items():
+            if depth == 0 and type(value) is str and key in IDS:
+                result[key] = value
+            elif key in self._plain_keys:
+                result[key] = self._value(key, value, hook, depth)
+            else:
+                shown = self._key(key, mapping, result) if self.may_hold(key) else key
+                result[shown] = (
+                    self._secret_value(key, value) if SECRET_KEY.search(key) else self._value(key, value, hook, depth))
+        return result
+
+    def _key(self, key: str, mapping: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+        """A key with what has the form of a secret in it replaced; two keys that differ only in that stay two."""
+        found = self._text("", key, None)
+        if found == key:
+            return key
+        n, shown = len(result), found
+        while found in mapping or found in result:
+            n += 1
+            found = f"{shown} {n}"
+        return found
 
     def _secret_value(self, key: str, value: Any) -> Any:
         """The whole value of an attribute whose key names a secret."""

@@ -1,45 +1,39 @@
 """Deleting what is old, in transactions of bounded size: whole runs of an owned database, only our own events of an
 attached one.
 
-A run is old when it and everything in it is: started, ended and last written before the cutoff. Resources and scopes
-stay: they are few, shared, and remembered by living writers.
+A run is old when it and everything in it is: started, ended and last written before the cutoff. Of a run that nobody has
+ended, whether or not something runs in it, the last sign counts that any event began or ended: programs die, perhaps on hosts
+that are gone. What a living process of this host has open is never old. Resources and scopes stay: they are few, shared, and
+remembered by living writers.
 """
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 
+from otel_cmb import deleting
 from otel_cmb.binding import Binding, bind
 from otel_cmb.config import Settings, safe_url
-from otel_cmb.dialects import SQLITE, in_list, list_param, mark, qualified, timestamp
+from otel_cmb.deleting import Deleting
+from otel_cmb.dialects import in_list, list_param, qualified
 from otel_cmb.engines import clear_errors, make_engine
 from otel_cmb.errors import ConfigurationError
-from otel_cmb.event import OWN_ID, trace_id_range
-from otel_cmb.faults import Fault, classify
-from otel_cmb.transactions import begin_write, lock_runs
+from otel_cmb.event import trace_id_range
+from otel_cmb.journal import journals, read_only_summary
+from otel_cmb.own_events import OwnEvents
+from otel_cmb.state_paths import state_directory
+from otel_cmb.transactions import lock_runs
 
 __all__ = ["Pruned", "duration_ns", "prune_events", "prune_runs"]
 
-CHUNK = 500
-"""Events, or traces, of one transaction."""
-
-ATTEMPTS = 5
-
-SIDE_TABLES = {"files": "created_at", "messages": "timestamp"}
-"""What events made, and the column with its time."""
-
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
-R = TypeVar("R")
 Progress = Callable[[int, int], None]
 """Called with how many are done and how many there are."""
 
@@ -68,7 +62,8 @@ def duration_ns(text: str) -> int:
 def prune_runs(
     settings: Settings, cutoff_ns: int, *, keep: int = 0, dry_run: bool = False, progress: Progress | None = None
 ) -> Pruned:
-    """Delete whole runs that are older than the cutoff, but none of the `keep` newest. Owned databases only.
+    """Delete whole runs that are older than the cutoff, but none of the `keep` newest, and none that a living process of this
+    host has open (known by its journal in the state directory). Owned databases only.
 
     Interrupted, it leaves a run with fewer events; the next call goes on. Raises
     :class:`~otel_cmb.errors.ConfigurationError` for an attached database.
@@ -80,7 +75,8 @@ def prune_runs(
                 "otel-cmb's own events are deleted with --events"
             )
         work = _Work(engine, binding, cutoff_ns)
-        pruned = Pruned(runs=work.old_runs(keep))
+        going_on = work.going_on(*_open_here(settings))
+        pruned = Pruned(runs=[run_id for run_id in work.old_runs(keep) if run_id not in going_on])
         for number, run_id in enumerate(pruned.runs):
             if progress is not None:
                 progress(number, len(pruned.runs))
@@ -106,7 +102,7 @@ def prune_events(
             raise ConfigurationError(
                 f"{safe_url(settings.database_url)} is otel-cmb's own: whole runs are deleted there, without --events"
             )
-        work = _Work(engine, binding, cutoff_ns)
+        work = OwnEvents(engine, binding, cutoff_ns)
         pruned, total = Pruned(), work.count_own_events()
         if dry_run:
             pruned.events = total
@@ -122,6 +118,18 @@ def prune_events(
         return pruned
 
 
+def _open_here(settings: Settings) -> tuple[set[str], set[str]]:
+    """Runs and events that living processes of this host have open."""
+    runs: set[str] = set()
+    events: set[str] = set()
+    for path in journals(state_directory(settings)):
+        summary = read_only_summary(path)
+        if summary.alive:
+            runs |= summary.ids("run")
+            events |= summary.ids("event")
+    return runs, events
+
+
 @contextmanager
 def _opened(settings: Settings, dry_run: bool) -> Iterator[tuple[Engine, Binding]]:
     engine = make_engine(settings, read_only=dry_run)
@@ -134,18 +142,13 @@ def _opened(settings: Settings, dry_run: bool) -> Iterator[tuple[Engine, Binding
         engine.dispose()
 
 
-class _Work:
-    """The statements, for one database and cutoff."""
-
-    def __init__(self, engine: Engine, binding: Binding, cutoff_ns: int) -> None:
-        self._engine, self._binding, self._cutoff_ns = engine, binding, cutoff_ns
-        self._dialect, self._mark = binding.dialect, mark(binding.dialect)
-        self._tables = {name: table.qualified for name, table in binding.tables.items()}
-        self._events = self._tables["execution_events"]
+class _Work(Deleting):
+    """The statements about whole runs."""
 
     def old_runs(self, keep: int) -> list[str]:
         """Ids, oldest first."""
         run, event = self._cutoff("workflow_runs", "started_at"), self._cutoff("execution_events", "timestamp")
+        end = self._cutoff("execution_events", "completed_at")
         with self._engine.connect() as connection:
             rows = connection.exec_driver_sql(
                 f"SELECT r.id FROM {self._tables['workflow_runs']} r "
@@ -153,16 +156,21 @@ class _Work:
                 f"AND r.id NOT IN (SELECT id FROM {self._tables['workflow_runs']} WHERE started_at IS NOT NULL "
                 f"ORDER BY started_at DESC, id DESC LIMIT {int(keep)}) "
                 f"AND NOT EXISTS (SELECT 1 FROM {self._events} e "
-                f"WHERE e.run_id = r.id AND e.timestamp >= {self._mark}) "
+                f"WHERE e.run_id = r.id AND (e.timestamp >= {self._mark} OR e.completed_at >= {self._mark})) "
                 "ORDER BY r.started_at, r.id",
-                (run, run, event),
+                (run, run, event, end),
             )
             return [row[0] for row in rows]
 
-    def count(self, table: str, run_id: str) -> int:
+    def going_on(self, runs: set[str], events: set[str]) -> set[str]:
+        """The runs, and those of the events."""
+        if not events:
+            return runs
         with self._engine.connect() as connection:
-            sql = f"SELECT count(*) FROM {self._tables[table]} WHERE run_id = {self._mark}"
-            return int(connection.exec_driver_sql(sql, (run_id,)).scalar() or 0)
+            found = connection.exec_driver_sql(
+                f"SELECT DISTINCT run_id FROM {self._events} WHERE {in_list(self._dialect, 'id')}",
+                (list_param(self._dialect, events),))
+            return runs.union(row[0] for row in found)
 
     def delete_run(self, run_id: str) -> int:
         """The run's events, the last ones first (children before their parents), then the run with all that is left."""
@@ -175,7 +183,7 @@ class _Work:
     def _delete_part(self, connection: Connection, run_id: str) -> int:
         lock_runs(connection, [run_id], self._tables["workflow_runs"])
         ids = connection.exec_driver_sql(
-            f"SELECT id FROM {self._events} WHERE run_id = {self._mark} ORDER BY execution_order DESC LIMIT {CHUNK}",
+            f"SELECT id FROM {self._events} WHERE run_id = {self._mark} ORDER BY execution_order DESC LIMIT {deleting.CHUNK}",
             (run_id,),
         ).scalars().all()
         if ids:
@@ -197,7 +205,7 @@ class _Work:
             with self._engine.connect() as connection:
                 found = connection.exec_driver_sql(
                     f"SELECT trace_id FROM {traces} WHERE trace_id > {self._mark} AND end_ns < {self._mark} "
-                    f"ORDER BY trace_id LIMIT {CHUNK}", (last, self._cutoff_ns),
+                    f"ORDER BY trace_id LIMIT {deleting.CHUNK}", (last, self._cutoff_ns),
                 ).scalars().all()
             if not found:
                 break
@@ -221,90 +229,3 @@ class _Work:
                 empty.append(trace_id)
         self._delete(connection, qualified("otel_cmb_traces", self._binding.schema), "trace_id", empty)
         return len(empty)
-
-    _OUR_ID = f"id LIKE '{OWN_ID}'"
-    _OURS = "timestamp < {mark} AND " + _OUR_ID + " AND status <> 'running'"
-
-    def _own(self) -> str:
-        return f"FROM {self._events} WHERE {self._OURS.format(mark=self._mark)}"
-
-    def count_own_events(self) -> int:
-        with self._engine.connect() as connection:
-            value = self._cutoff("execution_events", "timestamp")
-            return int(connection.exec_driver_sql(f"SELECT count(*) {self._own()}", (value,)).scalar() or 0)
-
-    def delete_own_events(self) -> dict[str, int]:
-        """The next part of them; empty when there is none."""
-        return self._transaction(self._delete_own_part)
-
-    def _delete_own_part(self, connection: Connection) -> dict[str, int]:
-        rows = connection.exec_driver_sql(
-            f"SELECT id, run_id {self._own()} ORDER BY timestamp LIMIT {CHUNK}",
-            (self._cutoff("execution_events", "timestamp"),),
-        ).all()
-        if not rows:
-            return {}
-        lock_runs(connection, {row[1] for row in rows}, self._tables["workflow_runs"])
-        ids = [row[0] for row in rows]
-        deleted: dict[str, int] = {}
-        for table in SIDE_TABLES:
-            if table in self._tables:
-                deleted[table] = self._delete(connection, self._tables[table], "event_id", ids, self._our_side_rows(table))
-        deleted["execution_events"] = self._delete(connection, self._events, "id", ids)
-        return deleted
-
-    def count_own_side_rows(self, table: str) -> int:
-        """How many files, or messages, go with the events that :meth:`count_own_events` counts."""
-        if table not in self._tables:
-            return 0
-        sql = (f"SELECT count(*) FROM {self._tables[table]} WHERE event_id IN (SELECT id {self._own()})"
-               f"{self._our_side_rows(table)}")
-        with self._engine.connect() as connection:
-            value = self._cutoff("execution_events", "timestamp")
-            return int(connection.exec_driver_sql(sql, (value,)).scalar() or 0)
-
-    def _our_side_rows(self, table: str) -> str:
-        """Which rows with an event of ours are ours too; the application may have added others. Where it numbers the rows
-        itself, ours are told by their time: it is their event's to the microsecond."""
-        columns, time_column = self._binding.tables[table].columns, SIDE_TABLES[table]
-        if columns["id"].kind == "text":
-            return f" AND {self._OUR_ID}"
-        if time_column not in columns:
-            return ""
-        name = self._tables[table]
-        return (
-            f" AND EXISTS (SELECT 1 FROM {self._events} e WHERE e.id = {name}.event_id "
-            f"AND {name}.{time_column} IN (e.started_at, e.completed_at))")
-
-    def free_bytes(self) -> int:
-        if self._dialect != SQLITE:
-            return 0
-        with self._engine.connect() as connection:
-            pages = connection.exec_driver_sql("PRAGMA freelist_count").scalar() or 0
-            return int(pages * (connection.exec_driver_sql("PRAGMA page_size").scalar() or 0))
-
-    def _delete(
-        self, connection: Connection, table: str, column: str, values: Sequence[str], condition: str = "",
-    ) -> int:
-        if not values:
-            return 0
-        sql = f"DELETE FROM {table} WHERE {in_list(self._dialect, column)}{condition}"
-        return int(connection.exec_driver_sql(sql, (list_param(self._dialect, values),)).rowcount)
-
-    def _cutoff(self, table: str, column: str) -> Any:
-        return timestamp(self._dialect, self._binding.tables[table].columns[column].kind, self._cutoff_ns)
-
-    def _transaction(self, work: Callable[[Connection], R]) -> R:
-        """One short transaction; tried again when another writer was in the way."""
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                with self._engine.connect() as connection:
-                    begin_write(connection)
-                    result = work(connection)
-                    connection.commit()
-                    return result
-            except DBAPIError as error:
-                if classify(error).fault is not Fault.OUTAGE or attempt == ATTEMPTS:
-                    raise
-                time.sleep(0.2 * attempt)
-        raise AssertionError("unreachable")

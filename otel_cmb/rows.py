@@ -58,8 +58,6 @@ class Placement:
 class EventRows:
     """Statements and values for one database's `execution_events`."""
 
-    _LINKS = {"parent_event_id": "text", "depth": "bigint", "execution_order": "bigint", "id": "text"}  # noqa: RUF012
-
     def __init__(
         self, binding: Binding, intern: Callable[[dict[str, Any]], str] | None = None,
         shorten: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None,
@@ -80,7 +78,9 @@ class EventRows:
         self.inserted = (*self.columns, *fill)
         self._changing = tuple(name for name in self.columns if name != "id")
         self.update = update_sql(binding.dialect, info.qualified, self._changing)
-        self.links = ManyRows.update(binding.dialect, info.qualified, self._LINKS, "id", exact=binding.owned)
+        self._deep = "depth" in info.columns
+        links = {name: kind for name, kind in _LINKS.items() if name in info.columns}
+        self.links = ManyRows.update(binding.dialect, info.qualified, links, "id", exact=binding.owned)
 
     def insert_values(self, event: Event, place: Placement) -> tuple[Any, ...]:
         return (*self._values(event, place), *self._fill)
@@ -90,7 +90,9 @@ class EventRows:
         return (*values[1:], values[0])
 
     def link_values(self, event: Event, place: Placement) -> tuple[Any, ...]:
-        return (place.parent_id, place.depth, place.order, event.id)
+        if self._deep:
+            return (place.parent_id, place.depth, place.order, event.id)
+        return (place.parent_id, place.order, event.id)
 
     def _values(self, event: Event, place: Placement) -> tuple[Any, ...]:
         started, completed = event.started_ns, event.completed_ns
@@ -161,6 +163,8 @@ _EVENT_COLUMNS = (
     "agent_role", "timestamp", "started_at", "completed_at", "duration_ms", "inputs", "outputs", "error_message", "meta",
     "execution_order", "depth", "status",
 )
+_LINKS = {"parent_event_id": "text", "depth": "bigint", "execution_order": "bigint", "id": "text"}
+"""What changes of a row when only its place does, with PostgreSQL's types. An application's table may have no `depth`."""
 _NAMES = {"event_type": 50, "event_subtype": 50, "agent_name": 100, "agent_role": 50}
 """Characters of the text columns that could be too short, where the column says nothing."""
 

@@ -44,6 +44,7 @@ _PART_BYTES = 1200
 _OPEN_PARTS = 500
 _SEEN_NS = 3600 * 1_000_000_000
 _NAME = 255
+_LONGEST_NS = 2**63 - 1
 _REMEMBERED, _SHORT = 8192, 32
 """Most hashes that are remembered, and the longest texts they are remembered of: about a megabyte."""
 
@@ -185,7 +186,7 @@ class Part:
     trace_id: str
     first_ns: int
     last_ns: int
-    shortest_ns: int = 2**63 - 1
+    shortest_ns: int = _LONGEST_NS
     longest_ns: int = -1
     tags: bytes = b""
     known: set[bytes] = field(default_factory=set)
@@ -213,8 +214,8 @@ class Part:
             self.tags += b"".join(new)
 
     def row(self) -> tuple[Any, ...]:
-        return (self.key_ns, self.part, self.trace_id, self.first_ns, self.last_ns, self.shortest_ns, self.longest_ns,
-                self.tags)
+        return (self.key_ns, self.part, self.trace_id, self.first_ns, self.last_ns, min(self.shortest_ns, _LONGEST_NS),
+                min(self.longest_ns, _LONGEST_NS), self.tags)
 
 
 class Found(NamedTuple):

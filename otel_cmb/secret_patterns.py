@@ -66,6 +66,18 @@ _CODE = (
     r"(?!\[redacted|os\.|env\b|environ|getenv|process\.|self\.|config|settings|none\b|null\b|true\b|false\b|str\b|input\("
     r"|optional|[a-z_.]+\(|[a-z_.]+\[|[<{$*])"
 )
+_NO_URL = r"\s@\"'<>\\"
+_USER = rf"[^:/\[{_NO_URL}]{{0,256}}:"
+_URL_WITH_SLASH = (
+    # As SQLAlchemy reads it: a user and a password, unless that is a port, perhaps a path, and a query.
+    rf"(://(?:(?:(?<=postgres://)|(?<=postgresql://)|(?<=psycopg://)|(?<=psycopg2://)|(?<=asyncpg://)){_USER}"
+    rf"(?!\d{{1,5}}(?:/[^?{_NO_URL}]{{0,256}})?\?)"
+    # Of others not where a port or a placeholder of one begins the rest of an ordinary URL.
+    rf"|{_USER}(?!\d{{0,5}}[/?#]|[{{$%*]|(?i:port))))"
+    # Never across another `://`, so that no part of a text is looked at from more than one of them.
+    rf"(?!\[redacted|@)[^:{_NO_URL}]{{0,1024}}(?::(?!//)[^:{_NO_URL}]{{0,256}}){{0,4}}(?=@)"
+)
+"""A password with a `/` in it, which it should not have, and with which it works all the same."""
 
 DEFAULT: tuple[Pattern, ...] = (
     _words("private key", ("-----begin",),
@@ -86,8 +98,10 @@ DEFAULT: tuple[Pattern, ...] = (
     _token("Slack token", ("xox",), r"\bxox[abeprs]-[A-Za-z0-9-]{15,}"),
     _token("Google key", ("aiza", "ya29."), r"\b(?:AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_-]{20,})"),
     _token("Hugging Face token", ("hf_",), r"\bhf_[A-Za-z0-9]{30,}"),
-    _words("password", ("://",), r"(://[^\s:/@\"'<>\\]{0,256}:)(?!\[redacted)[^\s/@\"'<>\\]{1,1024}(?=@)",
+    _words("password", ("://",),
+           rf"(://[^:/{_NO_URL}]{{0,256}}:)(?!\[redacted)[^/{_NO_URL}]{{1,1024}}(?:@[^/?#{_NO_URL}]{{0,128}}){{0,4}}(?=@)",
            r"\1[redacted: password]", holds="@"),
+    _words("password", ("://",), _URL_WITH_SLASH, r"\1[redacted: password]", holds="@"),
     _words("secret", NAME_NEEDLES,
            rf"(?i)({NAMES}(?:\\*[\"'])?\s*(?:[:=]|=>)\s*(?P<quote>\\*[\"']))(?!\[redacted)"
            r"(?:(?!(?P=quote))(?:\\.|[\s\S])){1,4096}", r"\1[redacted: secret]", assigned=NAME_ENDS),

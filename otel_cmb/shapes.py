@@ -129,7 +129,7 @@ class Shapes:
             return False
         if any(key.startswith("~") for key in attributes):  # what `tagged` marks values with
             return False
-        return self._redactor is None or not any(map(self._redactor.names_secret, attributes))
+        return self._redactor is None or not any(map(self._redactor.minds_key, attributes))
 
 
 def _take_list(values: list[Any], texts: list[str]) -> bool:

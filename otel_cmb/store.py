@@ -62,7 +62,8 @@ class _Bound:
 
 
 class Store:
-    """Writes to one database with an engine of its own. Not thread-safe: one writer calls it."""
+    """Writes to one database with an engine of its own. Not thread-safe: one writer calls it. :meth:`check_run` may be
+    called by other threads meanwhile."""
 
     def __init__(self, settings: Settings, directory: str, *, per_trace_runs: bool = False):
         self._settings = settings
@@ -88,16 +89,25 @@ class Store:
         return self._connected()[1].binding
 
     def _connected(self) -> tuple[Engine, _Bound]:
-        if self._engine is None:
-            self._engine = make_engine(self._settings)
-            path = self._engine.url.database
-            self._checkpoints = Checkpoints(path) if self._engine.dialect.name == SQLITE and path else None
-        if self._bound is None:
-            with self._engine.connect() as connection:
+        # A question of another thread may come first, or be answered when all this is closed and begun anew.
+        engine = self._engine
+        if engine is None:
+            engine = make_engine(self._settings)
+            if (known := self._engine) is not None:
+                engine = known
+            else:
+                path = engine.url.database
+                self._checkpoints = Checkpoints(path) if engine.dialect.name == SQLITE and path else None
+                self._engine = engine
+        bound = self._bound
+        if bound is None:
+            with engine.connect() as connection:
                 binding = bind(connection, self._settings, create=True)
-            self._bound = _Bound(
+            bound = _Bound(
                 self._settings, self._directory, binding, writer=self._writer, per_trace_runs=self._per_trace_runs)
-        return self._engine, self._bound
+            if self._engine is engine:
+                bound = self._bound = self._bound or bound
+        return engine, bound
 
     def close(self) -> None:
         """Dispose of the engine; the next use connects again."""

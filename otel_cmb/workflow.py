@@ -16,8 +16,9 @@ from sqlalchemy import Connection
 
 from otel_cmb import clock
 from otel_cmb.binding import Binding
-from otel_cmb.dialects import SQLITE, in_list, insert_sql, list_param, mark, timestamp, timestamp_ns
+from otel_cmb.dialects import in_list, insert_sql, list_param, mark, timestamp, timestamp_ns
 from otel_cmb.errors import RunNotFoundError, SchemaError
+from otel_cmb.meta_names import named_in_meta
 from otel_cmb.rows import json_text
 from otel_cmb.sanitize import fit
 from otel_cmb.transactions import lock_mode, lock_runs
@@ -124,22 +125,10 @@ class Workflow:
 
     def _aliases(self, connection: Connection, names: set[str]) -> dict[str, RunRow]:
         """Where several runs have an alias (a task that was tried again), the one that was started last is meant."""
-        member = self.json_member("workflow_runs", "meta", "task_id")
-        condition = (f"{member} IN (SELECT value FROM json_each(?))" if self._dialect == SQLITE else f"{member} = ANY(%s)")
-        rows = connection.exec_driver_sql(
-            f'SELECT {member}, id, session_id FROM {self.table("workflow_runs")} WHERE {condition} '
-            "ORDER BY started_at IS NOT NULL, started_at, id",
-            (list_param(self._dialect, names),))
+        rows = named_in_meta(
+            connection, self._binding, "workflow_runs", "task_id", names, "id, session_id",
+            order="started_at IS NOT NULL, started_at, id")
         return {row[0]: RunRow(row[1], row[2]) for row in rows}
-
-    def json_member(self, table: str, column: str, key: str) -> str:
-        """SQL for a text member of a JSON column, whatever type the column has. `key` is ours, never a user's."""
-        if self._dialect == SQLITE:
-            return f"CASE WHEN json_valid({column}) THEN CAST(json_extract({column}, '$.{key}') AS TEXT) END"
-        kind = self._binding.tables[table].columns[column].kind
-        if kind == "text":
-            return f"(CASE WHEN {column} ~ '^\\s*[{{]' THEN {column}::json END) ->> '{key}'"
-        return f"{column} ->> '{key}'"
 
     def session_id(self, connection: Connection, wanted: str | None, *, exact: bool = False) -> str:
         """An existing session by id or by name; one of that name is made otherwise. With `exact`, `wanted` is an id (a
@@ -231,11 +220,10 @@ class Workflow:
         if not self._binding.owned:
             if not self._has("workflow_runs", column) or not self._has("workflow_runs", "meta"):
                 return
-            ours = connection.exec_driver_sql(  # asked first: the right to change the application's runs may be missing
-                f"SELECT 1 FROM {self.table('workflow_runs')} WHERE id = {self._mark} AND {column} = {self._mark} "
-                f"AND {self.json_member('workflow_runs', 'meta', 'made_by')} = {self._mark}",
-                (*key.values(), MADE_BY_US)).fetchone()
-            if ours is None:
+            row = connection.exec_driver_sql(  # asked first: the right to change the application's runs may be missing
+                f"SELECT meta FROM {self.table('workflow_runs')} WHERE id = {self._mark} AND {column} = {self._mark}",
+                tuple(key.values())).fetchone()
+            if row is None or as_dict(row[0]).get("made_by") != MADE_BY_US:
                 return
         self.update(connection, "workflow_runs", key, {column: value})
 
@@ -253,11 +241,9 @@ class Workflow:
         if ids:
             return name if name in ids else hashed
         if not self._binding.owned and self._has("dag_nodes", "meta"):
-            member = self.json_member("dag_nodes", "meta", "id")
-            row = connection.exec_driver_sql(
-                f"SELECT id FROM {table} WHERE run_id = {self._mark} AND {member} = {self._mark}", (run_id, name)).fetchone()
-            if row is not None:
-                return str(row[0])
+            named = named_in_meta(connection, self._binding, "dag_nodes", "id", {name}, "id", run_id=run_id)
+            if named:
+                return str(named[0][1])
         return None
 
     def node_key(self, name: str) -> str:
@@ -302,9 +288,8 @@ class Workflow:
                 f"SELECT id FROM {table} WHERE run_id = {self._mark} AND step_number = {self._mark} ORDER BY id LIMIT 1",
                 (run_id, int(name))).fetchone()
         if row is None and not self._binding.owned and self._has("workflow_steps", "meta"):
-            member = self.json_member("workflow_steps", "meta", "id")
-            row = connection.exec_driver_sql(
-                f"SELECT id FROM {table} WHERE run_id = {self._mark} AND {member} = {self._mark}", (run_id, name)).fetchone()
+            named = named_in_meta(connection, self._binding, "workflow_steps", "id", {name}, "id", run_id=run_id)
+            return str(named[0][1]) if named else None
         return None if row is None else str(row[0])
 
     def create_step(self, connection: Connection, run: RunRow, name: str, *, goal: str | None, at_ns: int) -> str:
@@ -335,4 +320,3 @@ class Workflow:
             made = str(uuid.uuid5(uuid.NAMESPACE_URL, f"otel-cmb:step:{run_id}:{name}"))
             found = self.find_step(connection, run_id, made)
         return found
-

@@ -261,6 +261,73 @@ def test_all_misfits_are_told_at_once(postgresql_url, opened):
     app.engine.dispose()
 
 
+def test_a_column_nobody_fills_is_among_all_misfits(application, opened, database_url):
+    app = application(Shape(
+        extra_columns={"execution_events": {"tenant": sa.Integer(), "zone": sa.Integer()}, "workflow_runs": {"owner": sa.Integer()}},
+        without_columns={"workflow_runs": ("started_at",), "execution_events": ("outputs",)}))
+    with pytest.raises(binding.SchemaMismatchError) as caught:
+        bind(opened, database_url)
+    found = {(item.table, item.column): item for item in caught.value.mismatches}
+    assert found.keys() == {("execution_events", "tenant"), ("execution_events", "zone"), ("execution_events", "outputs"),
+                            ("workflow_runs", "started_at")}
+    assert all(f"{table}.{column}: found" in str(caught.value) for table, column in found)
+    connection, settings = opened(database_url)
+    notes = binding.examine(connection, settings).notes
+    connection.rollback()
+    assert [note for note in notes if note.startswith("workflow_runs cannot be written") and "owner" in note]
+    hint = found["execution_events", "tenant"].sql
+    if database_url.startswith("sqlite"):  # no ALTER COLUMN there
+        assert "ALTER" not in hint
+        assert "copied" in hint
+        assert not any("ALTER COLUMN" in note for note in notes)
+        return
+    with app.engine.begin() as changing:
+        for item in found.values():
+            changing.execute(sa.text(item.sql))
+    assert bind(opened, database_url).tables["execution_events"].writable
+
+
+UNIQUE_NUMBERS = {
+    "of a run": ("CREATE UNIQUE INDEX once ON execution_events (run_id, execution_order)", True),
+    "of a node": ("CREATE UNIQUE INDEX once ON execution_events (node_id, execution_order)", True),
+    "of all": ("CREATE UNIQUE INDEX once ON execution_events (execution_order)", False),
+    "of a session": ("CREATE UNIQUE INDEX once ON execution_events (session_id, execution_order)", False),
+}
+
+
+@pytest.mark.parametrize("reach", UNIQUE_NUMBERS)
+def test_numbers_that_are_unique_beyond_a_run_are_a_misfit(application, opened, database_url, reach):
+    app = application()
+    sql, fits = UNIQUE_NUMBERS[reach]
+    with app.engine.begin() as connection:
+        connection.exec_driver_sql(sql)
+    if not fits:
+        with pytest.raises(binding.SchemaMismatchError) as caught:
+            bind(opened, database_url)
+        [item] = caught.value.mismatches
+        assert "execution_events.execution_order: found unique by (" in str(item)
+        with app.engine.begin() as connection:
+            connection.exec_driver_sql(item.sql)
+    assert bool(bind(opened, database_url).tables["execution_events"].numbers) == fits
+
+
+def test_a_unique_constraint_is_seen_like_an_index(opened, database_url):
+    metadata = application_schema.tables(Shape())
+    metadata.tables["execution_events"].append_constraint(sa.UniqueConstraint("session_id", "execution_order", name="once"))
+    engine = sa.create_engine(database_url)
+    metadata.create_all(engine)
+    with pytest.raises(binding.SchemaMismatchError) as caught:
+        bind(opened, database_url)
+    [item] = caught.value.mismatches
+    if engine.dialect.name == "sqlite":
+        assert "copied" in item.sql
+    else:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(item.sql)
+        assert bind(opened, database_url).tables["execution_events"].writable
+    engine.dispose()
+
+
 def test_missing_tables_and_keys_are_misfits(postgresql_url, opened):
     app = application_schema.make(postgresql_url)
     with app.engine.begin() as connection:

@@ -50,6 +50,26 @@ def test_a_file_that_is_something_else_is_refused(tmp_path):
     assert path.read_text() == "these are notes, not a database"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the names of files are text")
+def test_a_directory_whose_name_is_no_text_is_one_sentence(tmp_path):
+    directory = os.path.join(os.fsencode(tmp_path), b"raw\xff")
+    os.mkdir(directory)
+    env = dict(os.environ, XDG_STATE_HOME=str(tmp_path / "state"))
+    for name in ("OTEL_EXPORTER_CMB_DATABASE_URL", "CMBAGENT_DATABASE_URL"):
+        env.pop(name, None)
+    said = set()
+    for command in (["run", "--", sys.executable, "-c", ""], ["doctor"], ["db", "check"], ["runs"], ["parked", "list"]):
+        ended = subprocess.run(
+            [sys.executable, "-m", "otel_cmb.cli", *command], cwd=directory, env=env, capture_output=True, text=True,
+            timeout=60, check=False)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        said.add(ended.stderr)
+    (sentence,) = said
+    assert sentence.count("\n") == 1
+    assert "raw\\udcff/otel_cmb.db, is no text in UTF-8" in sentence
+    assert "name another file: --database-url sqlite:///" in sentence
+
+
 def test_an_empty_file_is_an_empty_database(tmp_path):
     (tmp_path / "new.db").touch()
     assert database_url.check_url(settings_for(f"sqlite:///{tmp_path}/new.db")).database == f"{tmp_path}/new.db"

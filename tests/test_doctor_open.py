@@ -68,7 +68,6 @@ def test_a_row_whose_journal_is_gone_gets_advice_that_works(killed: Shell) -> No
 
 def test_a_run_that_goes_on_for_ever_is_named(killed: Shell) -> None:
     """One that a process left is bad; what no journal here knows may be busy on another host."""
-    assert check(asked(killed)[1], "executing")["count"] == 0
     changed(killed, "UPDATE workflow_runs SET started_at = '2026-01-01 00:00:00.000000'",
             "UPDATE execution_events SET started_at = '2026-01-01 00:00:00.000000'")
     code, found = asked(killed)

@@ -19,7 +19,7 @@ from support import forked
 
 from otel_cmb import schema
 from otel_cmb.cli.look import Moment
-from otel_cmb.cli.tree import Glyphs, clean, draw, money, span
+from otel_cmb.cli.tree import Glyphs, clean, draw, money, rows_of, span
 from otel_cmb.reader import open_reader
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -274,3 +274,46 @@ def test_hostile_names_stay_in_their_line(engine: sa.Engine, otel_cmb: Command) 
     lines = otel_cmb("show").stdout.splitlines()
     assert max(map(len, lines)) <= 120
     assert len(lines) == 6
+
+
+def _sequence(connection: sa.Connection) -> None:
+    """A sequence of chats, as AG2's `initiate_chats` leaves it: the sequence is of no node, each chat of its own."""
+    add_run(connection, RUN)
+    for index, node in enumerate(["chat_1", "chat_2", "idle", *(f"late_{n}" for n in range(3))]):
+        connection.execute(sa.insert(schema.dag_nodes).values(
+            run_id=RUN, id=node, session_id=looking.SESSION, node_type="agent", status="completed", order_index=index, depth=0))
+    writer = Writer(connection)
+    whole = writer.event("info", 0, 900, agent_name="user")
+    for number, at in ((1, 0), (2, 400)):
+        chat = writer.event("info", at, 300, parent=whole, depth=1, node_id=f"chat_{number}", agent_name=f"talk{number}")
+        writer.event("agent_call", at, 100, parent=chat, depth=2, node_id=f"chat_{number}", agent_name=f"first{number}")
+        call = writer.event("agent_call", at + 100, 200, parent=chat, depth=2, agent_name=f"second{number}")
+        writer.event("tool_call", at + 200, 50, parent=call, depth=3, node_id="gone", inputs={"tool_name": f"tool{number}"})
+    back = writer.event("agent_call", 700, 100, parent=chat, depth=2, node_id="chat_1", agent_name="back")
+    for n in range(4):
+        writer.event("agent_call", 700, 10, parent=back, depth=3, node_id=f"late_{n % 3}" if n else "idle", agent_name=f"far{n}")
+
+
+def test_what_an_event_of_another_node_called_stands_under_its_own_node(
+    engine: sa.Engine, otel_cmb: Command, sqlite_url: str,
+) -> None:
+    with engine.begin() as connection:
+        _sequence(connection)
+    with open_reader(sqlite_url) as reader:
+        nodes, lines = reader.nodes(RUN), reader.lines(RUN)
+    rows = list(rows_of(nodes, lines, Glyphs()))
+    assert sorted(row.line.id for row in rows if row.line) == sorted(line.id for line in lines)
+    assert [
+        row.guides + (row.node.name if row.node else row.line.agent_name or row.line.title or "" if row.line else "")
+        + "".join(f" > {name}" for name in row.elsewhere) for row in rows
+    ] == [
+        "chat_1", "├─ talk1", "│  ├─ first1", "│  └─ second1", "│     └─ tool1", "└─ back > idle > late_1 > late_2 > late_0",
+        "chat_2", "└─ talk2 > chat_1", "   ├─ first2", "   └─ second2", "      └─ tool2",
+        "idle", "└─ far0", "late_0", "└─ far3", "late_1", "└─ far1", "late_2", "└─ far2",
+        "user > chat_1 > chat_2",
+    ]
+    drawn = otel_cmb("show", COLUMNS="200").stdout
+    assert "└─ ✓ agent back  → idle, late_1, late_2, …  " in drawn
+    assert "✓ info user  → chat_1, chat_2  " in drawn
+    drawn = otel_cmb("show", COLUMNS="200", PYTHONIOENCODING="ascii:replace").stdout
+    assert "`- + agent back  -> idle, late_1, late_2, ...  " in drawn

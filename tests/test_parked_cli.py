@@ -137,7 +137,7 @@ def test_drop_gives_up_what_was_named_and_counts_it(shell: Shell) -> None:
     one = shell.run("otel-cmb", "parked", "drop", "--run", "run-2", "--yes")
     assert (one.returncode, one.stdout) == (0, "1 dropped\n")
     assert {item["run_id"] for item in listed(shell)} == {"run-1"}
-    rest = shell.run("otel-cmb", "parked", "drop", "--reason", "run_not_found", "--json")
+    rest = shell.run("otel-cmb", "parked", "drop", "--reason", "run_not_found", "--json", "--yes")
     assert json.loads(rest.stdout) == {"dropped": 2, "kept": 0}
     assert listed(shell) == []
     make_run(shell, "run-1")
@@ -150,6 +150,11 @@ def test_drop_asks_first_and_no_answer_is_no(shell: Shell) -> None:
     park(shell, "run-1", "planner")
     done = shell.run("otel-cmb", "parked", "drop")
     assert done.returncode == 1
+    assert "drop 1 parked span(s)" in done.stdout
+    assert len(listed(shell)) == 1
+    done = shell.run("otel-cmb", "parked", "drop", "--json")
+    assert (done.returncode, done.stdout) == (1, "")  # asked where JSON is not read
+    assert "drop 1 parked span(s)" in done.stderr
     assert len(listed(shell)) == 1
 
 

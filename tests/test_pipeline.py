@@ -29,6 +29,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
 from support import application_schema
 
+import otel_cmb
 from otel_cmb import clock, config
 from otel_cmb.config import Settings
 from otel_cmb.diagnosis import diagnose
@@ -38,7 +39,7 @@ from otel_cmb.event import Span, Stamp, event_id
 from otel_cmb.exporter import CMBSpanExporter
 from otel_cmb.journal import Journal, journals
 from otel_cmb.otlp_clean import SpanContent
-from otel_cmb.pipeline import current_pipeline, forget_pipelines, state_directory
+from otel_cmb.pipeline import current_pipeline, forget_pipelines, state_directory, use_pipeline
 from otel_cmb.processor import CMBSpanProcessor
 from otel_cmb.reader import open_reader
 
@@ -78,6 +79,35 @@ def test_what_runs_and_steps_say_is_cleaned_and_redacted_before_it_touches_the_d
     assert meta["password"] == "[redacted: password]"
     assert meta["error"] == "no answer of postgresql://ann:[redacted: password]@host/db"
     assert query(database_url, "SELECT goal FROM workflow_steps") == [("use [redacted: API key]",)]
+
+
+def test_a_runs_id_may_look_like_a_secret(sqlite_url: str, state_dir: Path) -> None:
+    """It is a key, not content: said by the context or by an attribute, it is the same run."""
+    app = application_schema.make(sqlite_url)
+    run_id = app.add_run(app.add_session(), id=f"sk-{'a1' * 15}")
+    with pipeline_of(sqlite_url, state_dir) as pipeline:
+        span = agent_span()
+        span.attributes["cmb.run.id"] = run_id
+        pipeline.accept([span, agent_span(2, run=run_id)])
+        assert pipeline.flush(10)
+        assert not pipeline.stats().parked
+    assert query(sqlite_url, "SELECT DISTINCT run_id FROM execution_events") == [(run_id,)]
+
+
+def test_ids_that_look_like_secrets_name_their_rows(database_url: str, state_dir: Path) -> None:
+    run_id, session = f"sk-{'a1' * 15}", f"sk-{'b1' * 15}"
+    with tracing(database_url, state_dir) as (tracer, processor):
+        use_pipeline(processor.pipeline)
+        with otel_cmb.run(f"with {KEY}", f"ann {KEY}", f"m {KEY}", session=session, run_id=run_id), otel_cmb.node(
+                "password=step_1", agent=f"ben {KEY}"):
+            tracer.start_span("invoke_agent ann", attributes=AGENT).end()
+        assert processor.force_flush(10_000)
+    assert query(database_url, "SELECT id, mode, agent, model FROM workflow_runs") == [
+        (run_id, "with [redacted: API key]", "ann [redacted: API key]", "m [redacted: API key]")]
+    assert query(database_url, "SELECT name FROM sessions") == [(session,)]
+    ((node, status),) = query(database_url, "SELECT id, status FROM dag_nodes")
+    assert (node.startswith("password=step_1"), status) == (True, "completed")
+    assert query(database_url, "SELECT node_id FROM execution_events") == [(node,)]
 
 
 def test_names_that_no_column_takes(database_url: str, state_dir: Path, caplog: pytest.LogCaptureFixture) -> None:

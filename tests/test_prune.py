@@ -13,10 +13,11 @@ from sqlalchemy.orm import Session
 from support import application_schema
 from support.commands import otel_cmb
 
-from otel_cmb import clock, config, engines, open_reader, pipeline, retention, transactions
+from otel_cmb import clock, config, deleting, engines, open_reader, pipeline, retention, transactions
 from otel_cmb.compat.cmbagent import EventCaptureManager
 from otel_cmb.errors import ConfigurationError
 from otel_cmb.event import Span, Stamp
+from otel_cmb.journal_records import START
 
 DAY = 86_400_000_000_000
 OWN_TABLES = ("otel_cmb_spans", "otel_cmb_traces", "otel_cmb_search", "otel_cmb_waiting", "otel_cmb_contents",
@@ -120,9 +121,42 @@ def test_an_old_run_that_is_still_written_is_not_old(recorded, database_url):
     assert prune(database_url, "--older-than", "90d")["runs"] == []
 
 
+def goes_on(recorded, days, *spans):
+    """A run that began so long ago and has no end; its spans began (and ended) so many days ago."""
+    run_id, trace = str(uuid.uuid4()), uuid.uuid4().hex
+    door = pipeline.get_pipeline(recorded.settings)
+    door.accept_command({"do": "run_start", "id": run_id, "session": None, "mode": "m", "agent": "a", "model": "m",
+                         "task": None, "meta": None, "at": time.time_ns() - days * DAY})
+    for number, (began, ended) in enumerate(spans, 1):
+        span = Span(trace, f"{number:016x}", "invoke_agent a", time.time_ns() - int(began * DAY),
+                    None if ended is None else time.time_ns() - int(ended * DAY), stamp=Stamp(run_id=run_id),
+                    attributes={"cmb.event.type": "agent_call", "cmb.agent.name": f"a{number}"})
+        if ended is None:
+            door._intake.append([door._intake.body(START, span)])
+        else:
+            door.accept([span])
+    assert door.flush(30)
+    return run_id
+
+
+def test_a_run_without_an_end_is_as_old_as_its_last_event(recorded, database_url, tmp_path):
+    silent = goes_on(recorded, 100, (100, 100))
+    written = goes_on(recorded, 100, (100, 99), (99, 1))
+    empty = goes_on(recorded, 100)
+    at_work = goes_on(recorded, 100, (100, 100), (99, None))
+    elsewhere = str(tmp_path / "elsewhere")
+    assert prune(database_url, "--older-than", "90d", "--dry-run", "--state-dir", elsewhere)["runs"] == sorted(
+        {silent, empty, at_work}, key=[silent, empty, at_work].index)
+    here = str(recorded.settings.state_dir)
+    assert prune(database_url, "--older-than", "90d", "--dry-run", "--state-dir", here)["runs"] == []  # open in this process
+    pipeline.forget_pipelines()
+    assert prune(database_url, "--older-than", "90d", "--state-dir", here)["runs"] == [silent, empty, at_work]
+    assert ids(recorded.engine) == {written}
+
+
 def test_large_runs_go_in_bounded_transactions(recorded, monkeypatch):
     old = recorded(100, events=25)
-    monkeypatch.setattr(retention, "CHUNK", 4)
+    monkeypatch.setattr(deleting, "CHUNK", 4)
     commits, seen = [], []
 
     def committed(connection):
@@ -142,7 +176,7 @@ def test_large_runs_go_in_bounded_transactions(recorded, monkeypatch):
 
 def test_an_interrupted_prune_is_continued(recorded, monkeypatch):
     old = recorded(100, events=10)
-    monkeypatch.setattr(retention, "CHUNK", 3)
+    monkeypatch.setattr(deleting, "CHUNK", 3)
     original, calls = retention._Work._delete, []
 
     def interrupted(self, connection, table, *rest):
@@ -240,6 +274,29 @@ def test_what_the_application_added_to_our_events_stays(attached, database_url):
     assert [row["event_id"] for row in attached.rows("files") if row["file_path"] == "theirs"] == [None]
     assert [row["event_id"] for row in attached.rows("messages") if row["content"] == "theirs"] == [None]
     assert attached.rows("execution_events", "execution_order")[-1]["parent_event_id"] is None
+
+
+def test_events_that_stay_become_roots_with_all_below_them(attached, database_url, monkeypatch):
+    """old > older > young > younger, and a young one of the application below an old one of ours."""
+    monkeypatch.setattr(deleting, "CHUNK", 1)
+    [run] = attached.rows("workflow_runs")
+    now, trace = time.time_ns(), uuid.uuid4().hex
+    door = pipeline.get_pipeline(config.load(database_url=database_url))
+    days = [100, 99, 2, 1, 1]
+    door.accept([Span(trace, f"{n + 1:016x}", "invoke_agent", now - int(days[n] * DAY), now - int(days[n] * DAY) + 5,
+                      parent_span_id=f"{n:016x}" if n else None, stamp=Stamp(run_id=run["id"]),
+                      attributes={"cmb.event.type": "agent_call", "cmb.agent.name": f"n{n}"}) for n in range(5)])
+    assert door.flush(30)
+    rows = {row["agent_name"]: row for row in attached.rows("execution_events") if (row["agent_name"] or "")[:1] == "n"}
+    assert [rows[f"n{n}"]["depth"] for n in range(5)] == [0, 1, 2, 3, 4]
+    with attached.engine.begin() as connection:
+        attached._insert(connection, "execution_events", id=str(uuid.uuid4()), run_id=run["id"], agent_name="n-theirs",
+                         session_id=run["session_id"], parent_event_id=rows["n1"]["id"], event_type="info", depth=2,
+                         execution_order=1000, status="completed")
+    retention.prune_events(config.load(database_url=database_url), now - 90 * DAY)
+    left = {row["agent_name"]: (row["parent_event_id"], row["depth"])
+            for row in attached.rows("execution_events") if (row["agent_name"] or "")[:1] == "n"}
+    assert left == {"n2": (None, 0), "n3": (rows["n2"]["id"], 1), "n4": (rows["n3"]["id"], 2), "n-theirs": (None, 2)}
 
 
 def test_events_alone_are_not_for_our_own_database(recorded, database_url):

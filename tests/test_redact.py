@@ -45,6 +45,10 @@ SECRETS = [
     ('{"Authorization": "token abcdef123456"}', "abcdef123456"),
     ("postgresql://user:hunter2@db/x", "hunter2"),
     ("redis://:hunter2@cache", "hunter2"),
+    ("postgresql://user:S3c/hunter2@db/x", "hunter2"),
+    ("amqp://user:S3c/a:hunter2@db/x?y=1", "hunter2"),
+    ("postgresql+psycopg://user:12/hunter2@/x?host=h", "hunter2"),
+    ("postgresql://user:S3cr@hunter2@db/x", "hunter2"),
     ('password = "correct horse"', "correct horse"),
     ("password=hunter22 rest", "hunter22"),
     ("OPENAI_API_KEY=abcdef1234 python x.py", "abcdef1234"),
@@ -96,7 +100,12 @@ def test_secrets_are_found_in_long_texts(text: str, secret: str) -> None:
 @pytest.mark.parametrize("text", [
     "", "the password is asked for later", "api_key=os.environ['KEY']", "api_key = None", "password: str",
     "def f(api_key: str | None = None)", "max_tokens: 4096", '{"input_tokens": 12345}', '"api_key": null',
-    "task-oriented risk-averse desk-bound", "https://host:8080/path?x=a@b", "bearer of good news",
+    "task-oriented risk-averse desk-bound", "https://host:8080/path?x=a@b", "https://example.org/@user",
+    "mailto:ann@example.org", "http://localhost:3000/@user", "http://[::1]:8080/@user", "http://[::1]/a:b/c@d",
+    'f"http://{host}:{port}/@{user}"', "http://$HOST:$PORT/a@b", "http://host:PORT/@user", "ssh://git@host:22/a/b@v1",
+    "postgresql://host:5432/db?user=ann@corp", "http://a:80,http://b:81/x@y",
+    "https://en.example.org/wiki/A:B@C", "file://C:/Users/ann@corp", "http://a.org:80 and ann@b.org", "file:///C:/a@b",
+"bearer of good news",
     "Basic research 2024",
     "0123456789abcdef0123456789abcdef", "a_very_long_snake_case_identifier_in_code", "authorization: required-for-all",
     "sk-learn-and-other-lowercase-words-here", "chatcmpl-9aBcDeFgHiJkLmNoPqRsTuVwXyZ01", "api_key=config.api_key",
@@ -119,6 +128,36 @@ def test_a_key_that_names_a_secret_gives_up_its_value(key: str) -> None:
         assert redactor.span(span) == 2
         assert span.attributes == {key: f"[redacted: {key}]", "nested": {key: f"[redacted: {key}]"}, "n": 0}
         assert redactor.span(span) == 0
+
+
+def test_ids_that_name_rows_stay() -> None:
+    """A row is found by its id only, and what the context says of it is not redacted either."""
+    identifiers = dict.fromkeys(redact.IDS, f"sk-{A40}")
+    redactor = redact.Redactor(hook=lambda key, text: text.upper())
+    span = span_with(**identifiers, **{"cmb.inputs": {"cmb.run.id": f"sk-{A40}"}, "x": f"sk-{A40}"})
+    span.resource = Resource(dict(identifiers))
+    assert redactor.span(span)
+    assert {name: span.attributes[name] for name in redact.IDS} == span.resource.attributes == identifiers
+    assert A40 not in repr([span.attributes["cmb.inputs"], span.attributes["x"]])
+    span = span_with(**{"cmb.run.id": [f"sk-{A40}"]})  # no id is a list
+    assert redactor.span(span)
+    assert A40 not in repr(span)
+
+
+def test_secrets_in_the_names_of_attributes() -> None:
+    names = {f"by sk-{A40}": 1, f"by sk-{A40[::-1]}": 2, "postgresql://ann:hunter2@h": 3, "gen_ai.usage.max_output_tokens_task_": 4}
+    redactor = redact.Redactor()
+    for _ in range(2):
+        span = span_with(**names, deep={f"sk-{A40}": f"sk-{A40}"})
+        span.events.append(SpanEvent("e", 1, dict(names)))
+        span.resource = Resource(dict(names))
+        assert redactor.span(span) == 3 * 3 + 2
+        assert span.attributes.pop("deep") == {"[redacted: API key]": "[redacted: API key]"}
+        assert span.attributes == span.events[0].attributes == span.resource.attributes == {
+            "by [redacted: API key]": 1, "by [redacted: API key] 2": 2, "postgresql://ann:[redacted: password]@h": 3,
+            "gen_ai.usage.max_output_tokens_task_": 4}
+        assert redactor.span(span) == 0
+    assert redactor.minds_key(f"sk-{A40}") and not redactor.minds_key("gen_ai.usage.max_output_tokens_task_")
 
 
 @pytest.mark.parametrize("key", ["gen_ai.usage.input_tokens", "key", "session.id", "token_count", "monkey", "author"])

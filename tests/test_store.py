@@ -300,3 +300,27 @@ def test_what_spans_say_is_read_before_the_database_is_locked_and_again_after_a_
     store.write(items)
     assert happened == [*ids, "begin", *ids, "begin"]
     assert shape(desk.url) == expected(chain(3))
+
+
+def test_a_parent_named_by_what_can_be_no_id_is_one_that_never_comes(desk: Desk) -> None:
+    store, long_ = desk.store(), "x" * 300
+    named = agent_span(1, 1, run=RUN, start=1000, **{"cmb.parent_event_id": long_})
+    child = agent_span(1, 2, run=RUN, parent=1, start=2000, name="below")
+    assert write(store, named, child) == ["committed"] * 2
+    again = agent_span(1, 3, run=RUN, start=3000, name="next", **{"cmb.parent_event_id": long_})
+    assert write(desk.store(), again) == ["committed"]
+    ids = [event_id(span.trace_id, span.span_id) for span in (named, child, again)]
+    assert shape(desk.url) == [(ids[0], None, 0, 1), (ids[1], ids[0], 1, 2), (ids[2], None, 0, 3)]
+    assert long_ in str(events(desk.url)[ids[0]]["meta"])
+
+
+def test_clocks_gone_wild_keep_no_row_away(desk: Desk) -> None:
+    """What no 64 bits with a sign hold: a database of ours takes what an application's takes."""
+    store = desk.store()
+    wild = [agent_span(n, 1, run=RUN, start=start - BASE_NS) for n, start in enumerate((2**63 - 2, 2**63 - 1, 2**63, 2**64 - 1), 1)]
+    long_ = agent_span(9, 1, run=RUN)
+    long_.end_ns = 2**64 - 1
+    assert write(store, *wild, long_) == ["committed"] * 5
+    assert write(desk.store(), agent_span(3, 2, run=RUN, parent=1, start=2**63 - BASE_NS, name="below")) == ["committed"]
+    years = [str(row["started_at"])[:4] for row in events(desk.url).values()]
+    assert sorted(years) == ["2025", *["2262"] * 4, "2554"]

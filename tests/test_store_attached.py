@@ -14,6 +14,7 @@ from support import application_schema
 from support.application_schema import Application, Shape
 
 from otel_cmb import config
+from otel_cmb.errors import RunNotFoundError
 from otel_cmb.items import Item
 from otel_cmb.store import Store
 
@@ -211,3 +212,78 @@ def test_what_a_span_says_in_meta_is_added_up_once_and_as_numbers(application, s
     assert (summary["tokens"], summary["cost_usd"]) == (22, 0.5)
     metas = [row["meta"] for row in app.rows("execution_events", "execution_order")]
     assert metas[0]["cost_usd_given"] == "much"
+
+
+@pytest.mark.parametrize("kind", ["text", "json"])
+def test_a_broken_meta_of_one_row_hides_no_other(application, store, database_url, kind):
+    """What `json` takes and its operators do not: U+0000. What `text` takes: anything."""
+    app = application(Shape(json="text" if kind == "text" else "json"))
+    session_id = app.add_session()
+    named = [app.add_run(session_id, task_id=name) for name in ("good-task", "zwölf %_\"{x}\\ Uhr", "x" * 300)]
+    numbered = app.add_run(session_id, meta={"task_id": 77})
+    bad = app.add_run(session_id)
+    node, step = app.add_node(bad, session_id, "step_1"), app.add_step(bad, session_id)
+    other = app.add_node(bad, session_id, "other", hashed=False), app.add_step(bad, session_id, 2)
+    app_text = "'{broken'" if kind == "text" else "'{\"task_id\": \"\\u0000\"}'"
+    with app.engine.begin() as connection:
+        for table, id_ in (("workflow_runs", bad), ("dag_nodes", other[0]), ("workflow_steps", other[1])):
+            connection.exec_driver_sql(f"UPDATE {table} SET meta = {app_text} WHERE id = '{id_}'")
+        connection.exec_driver_sql(f"UPDATE workflow_steps SET meta = '{{\"id\": \"planning\"}}' WHERE id = '{step}'")
+    assert store.check_run("good-task").id == named[0]
+    assert store.check_run("zwölf %_\"{x}\\ Uhr").id == named[1]
+    assert store.check_run("x" * 300).id == named[2]
+    assert store.check_run("77").id == numbered
+    for unknown in ("nope", "good-tas", "x" * 299, "é"):
+        with pytest.raises(RunNotFoundError):
+            store.check_run(unknown)
+    spans = [agent_span(1, 1, run=bad, **{"cmb.node.id": "step_1", "cmb.step.id": "planning"}),
+             agent_span(2, 2, run=bad, start=9, **{"cmb.node.id": "never", "cmb.step.id": "never"})]
+    items = [Item(n, span=span) for n, span in enumerate(spans)]
+    store.write(items)
+    assert [item.outcome.result for item in items] == ["committed", "committed"]
+    assert [(row["node_id"], row["step_id"]) for row in app.rows("execution_events", "execution_order")] == [
+        (node, step), (None, None)]
+    many = [Item(n, span=agent_span(n + 10, 1, run=name)) for n, name in enumerate(["good-task", *map(str, range(70, 90))])]
+    store.write(many)
+    stored = {item.span.trace_id: item.outcome.result for item in many if item.outcome.result != "parked"}
+    assert stored == {f"{10:032x}": "committed", f"{18:032x}": "committed"}  # the alias, and 77
+
+
+def backwards(run_id: str) -> list[Item]:
+    return [Item(n, span=agent_span(1, n, run=run_id, parent=n - 1 or None, start=n * 1000, name=f"a{n}"))
+            for n in (4, 2, 3, 1)]
+
+
+def places(app: Application) -> list[tuple[str, int]]:
+    return [(row["agent_name"], row["execution_order"]) for row in app.rows("execution_events", "execution_order")]
+
+
+def test_an_application_without_depths_gets_all_events(application, store):
+    app = application(Shape(without_columns={"execution_events": ("depth",)}))
+    for item in backwards(app.add_run(app.add_session())):
+        store.write([item])
+    assert places(app) == [("a1", 1), ("a2", 2), ("a3", 3), ("a4", 4)]
+    rows = app.rows("execution_events", "execution_order")
+    assert [row["parent_event_id"] for row in rows] == [None, *(row["id"] for row in rows[:-1])]
+
+
+def test_where_a_number_may_be_there_once_the_rows_still_change_places(application, store):
+    app = application()
+    run_id = app.add_run(app.add_session())
+    with app.engine.begin() as connection:
+        connection.exec_driver_sql("CREATE UNIQUE INDEX once ON execution_events (run_id, execution_order)")
+        app._insert(connection, "execution_events", id="theirs", run_id=run_id,
+                    session_id=app.rows("workflow_runs")[0]["session_id"], event_type="info", execution_order=2,
+                    status="completed", agent_name="app")
+    for item in backwards(run_id):
+        store.write([item])
+    assert places(app) == [("app", 2), ("a1", 3), ("a2", 4), ("a3", 5), ("a4", 6)]
+    one, two = app.add_run(app.add_session()), app.add_run(app.add_session())
+    batch = [Item(n, span=agent_span(
+        9 + n % 2, n, run=(one, two)[n % 2], parent=n - 2 if n > 2 else None, start=n * 1000, name=f"a{n}"))
+        for n in range(8, 0, -1)]
+    store.write(batch[:5])
+    store.write(batch[5:])
+    assert [item.outcome.result for item in batch] == ["committed"] * 8
+    orders = [(row["run_id"], row["execution_order"]) for row in app.rows("execution_events") if row["run_id"] in (one, two)]
+    assert sorted(orders) == sorted((run, n) for run in (one, two) for n in range(1, 5))

@@ -22,11 +22,9 @@ from browsing import Browser, browser_paths, get, serving, until
 from looking import HOSTILE, RUN, SESSION, START, TRACE, Writer, add_run, conversation, example, many
 
 from otel_cmb import schema
-from otel_cmb.config import load
 from otel_cmb.reader import open_reader
 from otel_cmb.ui.app import create_app
 from otel_cmb.ui.export import write_html
-from otel_cmb.ui.owners import Owners
 
 pytestmark = pytest.mark.browser
 
@@ -360,8 +358,7 @@ def test_a_program_with_nobody_around_it_is_seen_to_be_dead_once_it_is_killed(br
     program = subprocess.Popen([sys.executable, tmp_path / "program.py", database], cwd=tmp_path, stderr=subprocess.DEVNULL)
     try:
         until(lambda: (tmp_path / "otel_cmb.db").exists())
-        died = Owners(lambda: load(database_url=database)).died
-        with serving(create_app(lambda: open_reader(database), died=died)) as base:
+        with serving(create_app(lambda: open_reader(database))) as base:
             until(lambda: b"alone" in get(base + "/api/runs").body)
             browser.open(base + "/")
             browser.one(".runs a").click()
@@ -372,6 +369,32 @@ def test_a_program_with_nobody_around_it_is_seen_to_be_dead_once_it_is_killed(br
             program.wait()
             until(lambda: "process died" in browser.text(".runhead"), seconds=5, what="the death of the program")
             assert not browser.all(".pill.going")
+            browser.page.back()
+            until(lambda: "process died" in browser.text(".runs tbody tr"), what="the death of the program, in the list")
+            assert "parked replay" in browser.one(".runs .pill").get_attribute("title")
+            assert "executing" not in browser.text(".runs tbody tr")
+            assert not browser.all(".pill.going")
+            browser.page.get("about:blank")
+    finally:
+        program.kill()
+        program.wait()
+
+
+def test_a_death_comes_to_the_list_by_itself(browser: Browser, tmp_path: Path) -> None:
+    """Nothing is committed when a process is killed."""
+    database = f"sqlite:///{tmp_path}/otel_cmb.db"
+    (tmp_path / "program.py").write_text(ALONE.replace("while True:", "time.sleep(1.5)\n    while True:"))
+    program = subprocess.Popen([sys.executable, tmp_path / "program.py", database], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: (tmp_path / "otel_cmb.db").exists())
+        browser.screen()
+        with serving(create_app(lambda: open_reader(database))) as base:
+            until(lambda: b"alone" in get(base + "/api/runs").body)
+            browser.open(base + "/")
+            assert "executing" in browser.text(".runs .pill.going")
+            program.kill()
+            program.wait()
+            until(lambda: "process died" in browser.text(".runs .pill"), seconds=15, what="the death of the program")
             browser.page.get("about:blank")
     finally:
         program.kill()
@@ -661,3 +684,73 @@ def test_the_pictures_of_the_documentation_are_drawn(
             until(lambda: "exit code 1" in browser.text(".panel"))
             browser.page.save_screenshot(str(images / f"{name}.png"))
         browser.page.get("about:blank")
+
+
+# -- long names, deep trees, nothing there ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [1400, 1200, 1000])
+def test_a_long_name_does_not_push_the_other_columns_out_of_view(
+    base: str, engine: sa.Engine, browser: Browser, width: int,
+) -> None:
+    name = "an_agent_whose_name_goes_on_" * 8
+    with engine.begin() as connection:
+        add_run(connection, BIG, started=START + timedelta(days=1), agent=name, mode=name, model=name, status=name)
+    browser.screen(width)
+    browser.open(base + "/")
+    until(lambda: "5,595" in browser.text(".runs tbody"), what="sums")
+    box = browser.one(".list .scroll")
+    assert browser.run("return arguments[0].scrollWidth <= arguments[0].clientWidth", box)
+    edge = browser.run("return document.querySelector('.runs thead th:last-child').getBoundingClientRect().right")
+    assert edge <= width
+    agent = browser.one(f"tr[data-id='{BIG}'] .agent")
+    assert agent.get_attribute("title") == name
+    assert browser.run("const s = getComputedStyle(arguments[0]); return [s.textOverflow, s.overflowX]", agent) == ["ellipsis", "hidden"]
+    x, y = browser.run("const r = arguments[0].getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]", agent)
+    assert browser.run("return document.elementFromPoint(...arguments).title", x, y) == name, "what the mouse is over"
+    agent.click()
+    until(lambda: browser.page.current_url == f"{base}/runs/{BIG}")
+
+
+def test_a_run_that_is_not_there_says_so_and_nothing_else(base: str, engine: sa.Engine, browser: Browser) -> None:
+    browser.open(f"{base}/runs/{BIG}?view=totals", wait=".runhead h1")
+    assert browser.text(".runhead h1") == "No such run"
+    assert "No such run" in browser.page.title
+    browser.keys("2", "f", "/")
+    shown = browser.text("#content")
+    assert shown.splitlines()[0] == "No such run"
+    assert shown.splitlines()[-1] == "All runs"
+    for said in ("Timeline", "No events yet", "Nothing to add up"):
+        assert said not in shown
+    assert "404" in browser.complaints()[0]
+    with engine.begin() as connection:
+        add_run(connection, BIG, task_description="here now")
+    until(lambda: "here now" in browser.text(".runhead"), what="the run, when it has come")
+    until(lambda: "Nothing to add up" in browser.text("#view"), what="the view that was asked for")
+    browser.complaints()
+    browser.open(f"{base}/runs/{BIG[:-1]}", wait=".runhead a, .runhead h1")
+    browser.complaints()
+
+
+@pytest.mark.parametrize(("width", "panel"), [(360, False), (1400, True), (900, True)])
+def test_names_stay_visible_however_deep_they_are(
+    base: str, engine: sa.Engine, browser: Browser, width: int, panel: bool,
+) -> None:
+    with engine.begin() as connection:
+        add_run(connection, BIG)
+        writer, parent = Writer(connection, BIG), None
+        for depth in range(32):
+            parent = writer.event("agent_call", depth, 100 - depth, parent=parent, depth=depth, agent_name=f"{depth:02} agent",
+                                  meta={"tokens": 123_456})
+    browser.screen(width, 1200)
+    browser.open(f"{base}/runs/{BIG}" + (f"/events/{parent}" if panel else ""), wait=".row")
+    until(lambda: len(browser.all(".row")) >= 28)
+    seen = browser.run("""
+        return [...document.querySelectorAll(".row")].map((row) => {
+          const cell = row.firstChild.getBoundingClientRect(), name = row.querySelector("b").getBoundingClientRect();
+          return [row.ariaLevel * 1, name.left - cell.left, Math.min(name.right, cell.right) - name.left];
+        }).sort((a, b) => a[0] - b[0])""")
+    assert min(shown for _, _, shown in seen) >= 24
+    lefts = [left for level, left, _ in seen if level <= 24]
+    assert lefts == sorted(lefts)
+    assert lefts[-1] > lefts[0]

@@ -93,7 +93,7 @@ def _table(found: list[Run], width: int) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from otel_cmb.cli.tree import clean, count, money, span, status_style, when
+    from otel_cmb.cli.tree import clean, count, money, span, status_of, when
 
     size = _shortest([run.id for run in found])
     table = Table(box=None, padding=(0, 1, 0, 0), width=width, header_style="bold")
@@ -110,9 +110,9 @@ def _table(found: list[Run], width: int) -> Any:
         totals = run.totals
         started = when(run.started_at) or "-"
         cells: list[str | Text] = [
-            clean(run.id)[:size], Text(clean(run.status) or "?", status_style(run.status)),
+            clean(run.id)[:size], status_of(run),
             started if wide else started[5:16],
-            span(run.duration_ms) or ("..." if run.started_at and not run.ended else ""),
+            span(run.duration_ms) or ("..." if run.started_at and not run.ended and not run.died else ""),
             *([clean(run.mode)] if full else []), *([clean(run.agent)] if wide else []),
             *([clean(run.model)] if full else []),
             count(totals.events) if totals else "",
@@ -137,7 +137,7 @@ def _shortest(ids: list[str]) -> int:
 @click.argument("run", required=False, default="latest")
 @database_options
 @json_option
-@click.option("--follow", "-f", is_flag=True, help="Keep it live until the run ends.")
+@click.option("--follow", "-f", is_flag=True, help="Keep it live until the run ends, or its process has died.")
 @click.option("--limit", "-n", type=click.IntRange(0), default=2000, show_default=True,
               help="Events drawn at most; 0 for all. --json always gives all.")
 def show(
@@ -193,7 +193,7 @@ def _show(reader: Reader, run_id: str, limit: int) -> None:
     for text in draw(found, reader.nodes(run_id), lines, console.width, glyphs=_glyphs(console), now=now):
         console.print(text, no_wrap=True, overflow="ignore", crop=False)
     if not lines:
-        console.print("no events yet" if not found.ended else "no events", style="bright_black")
+        console.print("no events" if found.ended or found.died else "no events yet", style="bright_black")
     left = (found.totals.events if found.totals else 0) - len(lines)
     if limit and len(lines) == limit and left > 0:
         console.print(f"{left:,} more events; all with --limit 0", style="bright_black")
@@ -220,11 +220,11 @@ def _ticking(reader: Reader, run_id: str) -> Iterator[tuple[Run, list[Line]]]:
     seen: tuple[Run, list[Line]] | None = None
     while True:
         now = reader.version()
-        if seen is None or now is None or now != version:
+        if seen is None or now is None or now != version or reader.died(seen[0]):
             version = now
             seen = (reader.run(run_id, totals=False), reader.lines(run_id))
         yield seen
-        if seen[0].ended:
+        if seen[0].ended or seen[0].died:
             return
         time.sleep(0.5)
 
@@ -267,6 +267,8 @@ def _append(reader: Reader, run_id: str, console: Console) -> None:
 
 def _changes(reader: Reader, run_id: str) -> Iterator[dict[str, Any]]:
     """`{"event": ...}` for each event that came or changed, `{"run": ...}` when the run did."""
+    from otel_cmb.cli.tree import DIED_ADVICE
+
     shown: dict[str, Line] = {}
     last: Run | None = None
     for found, lines in reader.follow(run_id):
@@ -279,3 +281,5 @@ def _changes(reader: Reader, run_id: str) -> Iterator[dict[str, Any]]:
         if found != last:
             last = found
             yield {"run": found.to_dict()}
+    if last is not None and last.died:
+        click.echo(f"otel-cmb: {DIED_ADVICE}", err=True)

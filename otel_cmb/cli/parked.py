@@ -174,8 +174,8 @@ def drop(
         return (run_id is None or item.run_id == run_id) and (reason is None or item.reason == reason)
 
     total = sum(1 for summary in _summaries(directory) for item in summary.parked if item.span_id and wanted(item))
-    if total and not yes and not as_json:
-        click.confirm(f"drop {total} parked span(s) of {safe_url(settings.database_url)}?", abort=True)
+    if total and not yes:
+        click.confirm(f"drop {total} parked span(s) of {safe_url(settings.database_url)}?", abort=True, err=as_json)
     dropped = 0
     for journal in adoptable(directory):
         items = [item for item in journal.parked() if wanted(item)]

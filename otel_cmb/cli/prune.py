@@ -28,13 +28,17 @@ WORTH_A_HINT = 1_048_576
 )
 @click.option("--events", is_flag=True, help="In an application's database: delete our own old events, nothing else.")
 @click.option("--dry-run", is_flag=True, help="Say what would be deleted, delete nothing.")
+@click.option("--state-dir", default=None, help="Directory of the journals: what a living process has open there stays.")
 @database_options
 @json_option
 def prune(
-    older_than: str, keep_runs: int, events: bool, dry_run: bool, database_url: str | None, schema: str | None,
-    as_json: bool,
+    older_than: str, keep_runs: int, events: bool, dry_run: bool, state_dir: str | None, database_url: str | None,
+    schema: str | None, as_json: bool,
 ) -> None:
     """Delete old runs with all their events, files and messages.
+
+    Old is a run whose start, end and last event are; without an end, its last event. What a living process of this host
+    has open stays.
 
     Many short transactions: writers go on meanwhile, and an interrupted prune is continued by the next. In a database
     that belongs to an application only otel-cmb's own events are deleted, and only with --events.
@@ -43,7 +47,7 @@ def prune(
 
     if events and keep_runs:
         raise click.UsageError("--keep-runs is about whole runs, --events about the events of an application's runs")
-    settings = config.load(database_url=database_url, schema=schema)
+    settings = config.load(database_url=database_url, schema=schema, state_dir=state_dir)
     cutoff = clock.now_ns() - duration_ns(older_than)
     with _bar("events" if events else "runs") as progress:
         if events:

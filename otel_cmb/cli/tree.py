@@ -7,7 +7,7 @@ bidirectional overrides never reach the terminal.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,8 +18,8 @@ from otel_cmb.reader.reader import grow
 from otel_cmb.reader.records import Line, Node, Run, RunTotals, TreeNode
 
 __all__ = [
-    "Glyphs", "clean", "count", "draw", "header", "moment_of", "money", "rows_of", "said", "span", "status_style",
-    "when",
+    "DIED_ADVICE", "Glyphs", "clean", "count", "draw", "header", "moment_of", "money", "rows_of", "said", "span",
+    "status_of", "when",
 ]
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
@@ -29,6 +29,8 @@ STYLES = {
     "handoff": "bright_black", "approval_requested": "bright_yellow", "error": "red", "message": "bright_black",
 }
 STATUS_STYLES = {"completed": "green", "failed": "bold red", "running": "yellow", "executing": "yellow"}
+PROCESS_DIED, DIED_STYLE = "process died", "bold red"
+DIED_ADVICE = "Its process died before it ended; `otel-cmb parked replay` finishes it."
 WORDS = {
     "agent_call": "agent", "llm_call": "llm", "tool_call": "tool", "code_exec": "code", "file_gen": "file",
     "handoff": "handoff", "approval_requested": "approval", "error": "error", "info": "info", "message": "message",
@@ -49,10 +51,11 @@ class Glyphs:
     running: str = "▶"
     waiting: str = "·"
     dots: str = "…"
+    arrow: str = "→"
 
     @classmethod
     def plain(cls) -> Glyphs:
-        return cls("|- ", "`- ", "|  ", "=", "-", "+", "x", ">", ".", "...")
+        return cls("|- ", "`- ", "|  ", "=", "-", "+", "x", ">", ".", "...", "->")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Row:
     """What hangs before lines that belong to this one."""
     node: Node | None = None
     line: Line | None = None
+    elsewhere: tuple[str, ...] = ()
+    """Names of the nodes under which what this event called stands."""
 
 
 def clean(text: str | None) -> str:
@@ -109,24 +114,47 @@ def when(moment: datetime | None) -> str:
 
 
 def rows_of(nodes: list[Node], lines: Iterable[Line], glyphs: Glyphs) -> Iterator[Row]:
-    """The tree, flat: nodes in order with their events below, then the events of no node. Without recursion."""
-    by_node: dict[str | None, list[TreeNode]] = {node.id: [] for node in nodes}
-    for root in grow(lines):
-        by_node.setdefault(root.event.node_id if root.event.node_id in by_node else None, []).append(root)
-    tops: list[tuple[Node | None, list[TreeNode]]] = [(node, by_node[node.id]) for node in nodes]
-    stray = by_node.get(None, [])
-    for node, roots in tops:
+    """The tree, flat: nodes in order with their events below, then the events of no node. Without recursion.
+
+    What an event called stands below it, unless that is of another node: then it begins a tree below its own node. One that
+    knows no node is of the node of what called it.
+    """
+    names = {node.id: node.name for node in nodes}
+    by_node: dict[str | None, list[TreeNode]] = {}
+    elsewhere: dict[str, dict[str, None]] = {}
+
+    def node_of(branch: TreeNode, around: str | None) -> str | None:
+        return branch.event.node_id if branch.event.node_id in names else around
+
+    waiting = [(root, node_of(root, None)) for root in grow(lines)][::-1]
+    for root, own in reversed(waiting):
+        by_node.setdefault(own, []).append(root)
+    while waiting:
+        branch, own = waiting.pop()
+        below = [(child, node_of(child, own)) for child in branch.children]
+        branch.children[:] = [child for child, of in below if of == own]
+        for child, of in below:
+            if of != own and of is not None:
+                by_node.setdefault(of, []).append(child)
+                elsewhere.setdefault(branch.event.id, {})[names[of]] = None
+        waiting += below[::-1]
+    for branches in by_node.values():
+        branches.sort(key=lambda branch: branch.event.execution_order or 0)
+    for node in nodes:
         yield Row("", "", node=node)
-        yield from _walk(roots, "", glyphs, hanging=True)
-    yield from _walk(stray, "", glyphs, hanging=False)
+        yield from _walk(by_node.get(node.id, []), "", glyphs, elsewhere, hanging=True)
+    yield from _walk(by_node.get(None, []), "", glyphs, elsewhere, hanging=False)
 
 
-def _walk(roots: list[TreeNode], before: str, glyphs: Glyphs, *, hanging: bool) -> Iterator[Row]:
+def _walk(
+    roots: list[TreeNode], before: str, glyphs: Glyphs, elsewhere: Mapping[str, Iterable[str]], *, hanging: bool,
+) -> Iterator[Row]:
     waiting = [(root, before, index == len(roots) - 1, hanging) for index, root in enumerate(roots)][::-1]
     while waiting:
         node, guides, is_last, hangs = waiting.pop()
         inner = guides + ((" " * len(glyphs.pipe) if is_last else glyphs.pipe) if hangs else "")
-        yield Row(guides + ((glyphs.last if is_last else glyphs.fork) if hangs else ""), inner, line=node.event)
+        yield Row(guides + ((glyphs.last if is_last else glyphs.fork) if hangs else ""), inner, line=node.event,
+                  elsewhere=tuple(elsewhere.get(node.event.id, ())))
         children = node.children
         waiting += [(child, inner, index == len(children) - 1, True) for index, child in enumerate(children)][::-1]
 
@@ -137,12 +165,14 @@ def header(run: Run, totals: RunTotals, now: datetime) -> Text:
     text.append("run ", "bold")
     text.append(clean(run.id), "bold")
     text.append("  ")
-    text.append(clean(run.status) or "?", status_style(run.status))
+    text.append(clean(run.status) or "?", STATUS_STYLES.get(run.status or "", ""))
+    if run.died:
+        text.append(f"  {PROCESS_DIED}", DIED_STYLE)
     if run.task_description:
         text.append("\n" + clean(run.task_description)[:400])
     who = " · ".join(clean(part) for part in (run.mode, run.agent, run.model) if part)
     took = run.duration_ms
-    if took is None and run.started_at is not None and not run.ended:
+    if took is None and run.started_at is not None and not run.ended and not run.died:
         took = round((now - run.started_at).total_seconds() * 1000)
     started = f"started {when(run.started_at)}" if run.started_at else "without a start time"
     text.append("\n" + " · ".join(part for part in (who, started, span(took)) if part), "bright_black")
@@ -151,20 +181,28 @@ def header(run: Run, totals: RunTotals, now: datetime) -> Text:
         f"{totals.tokens:,} tokens" if totals.tokens else "", money(totals.cost_usd),
     ]
     text.append("\n" + " · ".join(part for part in sums if part), "bright_black")
+    if run.died:
+        text.append(f"\n{DIED_ADVICE}")
     return text
 
 
-def status_style(status: str | None) -> str:
-    return STATUS_STYLES.get(status or "", "")
+def status_of(run: Run) -> Text:
+    """What a list says of a run."""
+    if run.died:
+        return Text(PROCESS_DIED, DIED_STYLE)
+    return Text(clean(run.status) or "?", STATUS_STYLES.get(run.status or "", ""))
 
 
 class Axis:
-    """Places times on `width` cells. In a run that goes on a running event reaches to `now`."""
+    """Places times on `width` cells. In a run that goes on a running event reaches to `now`, in one whose process died to
+    the last thing that is known."""
 
     def __init__(self, run: Run, lines: list[Line], width: int, now: datetime) -> None:
         # From the first event to the last: a program may be long about its start.
         starts = [line.started_at for line in lines if line.started_at]
         ends = [line.completed_at for line in lines if line.completed_at]
+        if run.died:
+            now = max([*starts, *ends], default=now)
         if not run.ended and any(line.status == "running" for line in lines):
             ends.append(now)
         self.width, self.now = width, now
@@ -199,6 +237,8 @@ def draw(
             continue
         text = Text(row.guides, "bright_black", no_wrap=True)
         _name(text, line, glyphs)
+        if row.elsewhere:
+            text.append(f" {glyphs.arrow} {_some(row.elsewhere, glyphs)}", "bright_black")
         text.truncate(names, overflow="crop", pad=True)
         first, cells = axis.place(line)
         style = "red" if line.status == "failed" else style_of(line)
@@ -213,6 +253,10 @@ def draw(
         yield text
         if line.status == "failed" and line.error_message:
             yield _message_row(row, line, width, glyphs)
+
+
+def _some(names: tuple[str, ...], glyphs: Glyphs) -> str:
+    return ", ".join(map(clean, names[:3])) + (f", {glyphs.dots}" if len(names) > 3 else "")
 
 
 def style_of(line: Line) -> str:

@@ -30,12 +30,10 @@ def ui(
     """Show the runs in a browser, live. Read-only."""
     import uvicorn
 
-    from otel_cmb.config import load
     from otel_cmb.reader import open_reader
     from otel_cmb.receiver.tokens import TokenFile
     from otel_cmb.ui.app import create_app
     from otel_cmb.ui.guard import LOOPBACK
-    from otel_cmb.ui.owners import Owners
 
     host, port = _address(address)
     tokens = None if token_file is None else TokenFile(token_file)
@@ -49,7 +47,6 @@ def ui(
     app = create_app(
         lambda: first.pop() if first else open_reader(database_url, schema=schema), token=tokens, jaeger_url=jaeger_url,
         hosts=LOOPBACK | {host} if loopback else None,
-        died=Owners(lambda: load(database_url=database_url, schema=schema)).died,
     )
     listener = _listen(host, port, address)
     shown = f"[{host}]" if ":" in host else host

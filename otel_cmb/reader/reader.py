@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from sqlalchemy import func, select
 from otel_cmb import config
 from otel_cmb.config import safe_url
 from otel_cmb.engines import make_engine
+from otel_cmb.owners import Owners
 from otel_cmb.reader.records import (
     Edge,
     Event,
@@ -61,14 +63,15 @@ def open_reader(database_url: str | None = None, **settings: Any) -> Reader:
     except BaseException:
         engine.dispose()
         raise
-    return Reader(Source(engine, schema, loaded.database_url))
+    return Reader(Source(engine, schema, loaded.database_url), Owners(lambda: loaded))
 
 
 class Reader:
     """Read-only questions. Made by :func:`open_reader`."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, owners: Owners) -> None:
         self._source = source
+        self._owners = owners
         self._schema = source.schema
         self._summary = Summary(source)
         self._runs = Runs(source, self._summary)
@@ -113,9 +116,9 @@ class Reader:
         `started_at`. `cursor` is that of the last run of the page before. `totals=False` leaves the sums out: they
         need a look at every event of the runs on the page (see :meth:`run_totals`, which explains `budget`).
         """
-        found = self._runs.page(
+        found = self._with_fate(self._runs.page(
             status=status, agent=agent, text=text, session=session, since=since, until=until, limit=limit, cursor=cursor
-        )
+        ))
         if not totals:
             return found
         sums = self._runs.totals((run.id for run in found), budget)
@@ -124,8 +127,13 @@ class Reader:
     def run(self, run_id: str, *, totals: bool = True) -> Run:
         """The run with exactly this id. Raises :class:`RunNotFoundError`, which names the run that has it as an alias
         (`workflow_runs.meta.task_id`) and ids that are near."""
-        run = self._runs.one(run_id)
+        [run] = self._with_fate([self._runs.one(run_id)])
         return with_totals(run, self._runs.totals([run_id], None)[run_id]) if totals else run
+
+    def died(self, run: Run) -> bool:
+        """Whether the run goes on in the database although its process has died, as the journals of this host tell. Looks
+        at them at most once a second. `False` where they know nothing of the run: it may be another host's."""
+        return bool(self._died([run]))
 
     def resolve(self, name: str | None = None) -> str:
         """The id of the run a person means: an id, an alias, a unique beginning of an id, or `latest` (also `None`).
@@ -306,22 +314,34 @@ class Reader:
         return hashlib.blake2b(repr((self._runs.marks([run_id]), seen[0])).encode(), digest_size=12).hexdigest()
 
     def follow(self, run_id: str, *, interval: float = 0.5) -> Iterator[tuple[Run, list[Line]]]:
-        """The run and its lines, at once and whenever something changed, until the run has ended."""
+        """The run and its lines, at once and whenever something changed, until the run has ended or its process has died
+        (then `died` of the last run is true)."""
         version: str | None = None
         shown: tuple[Run, list[Line]] | None = None
         while True:
             now = self.version()
-            if now is None or now != version:
+            if shown is None or now is None or now != version or self.died(shown[0]):
                 version = now
                 seen = (self.run(run_id, totals=False), self.lines(run_id))
                 if seen != shown:
                     shown = seen
                     yield seen
-                if seen[0].ended:
+                if seen[0].ended or seen[0].died:
                     return
             time.sleep(interval)
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _died(self, runs: Iterable[Run]) -> set[str]:
+        """Those whose process has died: asked about those that go on, and the database again about those of which the
+        journals say so; a process that ended just now has ended its run first."""
+        going = [run.id for run in runs if not run.ended]
+        dead = self._owners.died(going) if going else []
+        return {run_id for run_id, mark in self._runs.marks(dead).items() if not mark[0]}
+
+    def _with_fate(self, found: list[Run]) -> list[Run]:
+        died = self._died(found)
+        return [replace(run, died=True) if run.id in died else run for run in found] if died else found
 
     def _of_run(self, kind: type[R], table: str, run_id: str, *order: str, limit: int | None = None) -> list[R]:
         if not self._schema.has(table, "run_id"):

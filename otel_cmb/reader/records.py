@@ -90,6 +90,9 @@ class Run(Record):
     """`None` when they were not asked for."""
     cursor: str = ""
     """Give it to `runs(cursor=...)` for what comes after this run."""
+    died: bool = False
+    """It goes on in the database, but its process has died, as the journals of this host tell; `otel-cmb parked replay`
+    finishes it. False also where nothing is known."""
 
     @property
     def ended(self) -> bool:
@@ -313,6 +316,9 @@ class Totals(Record):
 R = TypeVar("R", bound=Record)
 _makers: dict[tuple[type, tuple[str, ...]], Callable[..., Any]] = {}
 
+_NOT_COLUMNS = frozenset({"totals", "cursor", "died", "extra"})
+"""Fields that the reader fills; a column of that name is the application's."""
+
 _RULES: dict[str, Any] = {
     **dict.fromkeys(("meta", "inputs", "outputs"), as_json),
     **dict.fromkeys(("started_at", "completed_at", "timestamp", "created_at", "last_active_at"), as_moment),
@@ -322,7 +328,6 @@ _RULES: dict[str, Any] = {
     ),
     "cost_usd": as_number,
     "title": as_title,
-    "extra": dict,
 }
 _AS_IT_IS: dict[Any, type] = {as_text: str, as_count: int}
 """Of nearly every value: what its rule leaves as it is."""
@@ -336,10 +341,11 @@ def maker(kind: type[R], columns: tuple[str, ...]) -> Callable[..., R]:
 
 
 def _new_maker(kind: type[R], columns: tuple[str, ...]) -> Callable[..., R]:
-    names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    all_names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    names = all_names - _NOT_COLUMNS
     rules = {name: _RULES.get(name, as_text) for name in columns if name in names}
     known = [(place, name, rules[name], _AS_IT_IS.get(rules[name])) for place, name in enumerate(columns) if name in rules]
-    others = [(place, name) for place, name in enumerate(columns) if name not in names] if "extra" in names else []
+    others = [(place, name) for place, name in enumerate(columns) if name not in names] if "extra" in all_names else []
 
     def make_one(row: Sequence[Any], **given: Any) -> R:
         for place, name, rule, plain in known:

@@ -22,7 +22,6 @@ from otel_cmb.receiver.house import House
 from otel_cmb.receiver.settings import Address
 from otel_cmb.ui.app import create_app
 from otel_cmb.ui.guard import LOOPBACK
-from otel_cmb.ui.owners import Owners
 
 __all__ = ["Web"]
 
@@ -35,8 +34,8 @@ class Web:
         self._house = house
         self._hosts: Collection[str] | None = LOOPBACK | {address.host} if address.loopback else None
         self.page: Starlette = create_app(
-            lambda: open_reader(general.database_url, schema=general.schema), token=house.tokens, hosts=self._hosts,
-            jaeger_url=jaeger_url, died=Owners(lambda: general).died,
+            lambda: open_reader(general.database_url, schema=general.schema, state_dir=general.state_dir),
+            token=house.tokens, hosts=self._hosts, jaeger_url=jaeger_url,
         )
         self._jaeger = Router(routes(query, self._refusal), redirect_slashes=False)
 

@@ -37,10 +37,10 @@ class NotFoundError(CMBError):
 class Api:
     """Handlers over a reader. `reader` is asked for each time: it may have been replaced."""
 
-    def __init__(self, reader: Callable[[], Reader], *, jaeger_url: str | None, died: Callable[[str], bool]) -> None:
+    def __init__(self, reader: Callable[[], Reader], *, jaeger_url: str | None) -> None:
         self._reader = reader
         self._jaeger_url = jaeger_url
-        self._live = Live(died)
+        self._live = Live()
         # Few at a time: each holds a connection and a result.
         self._limiter = CapacityLimiter(4)
 

@@ -57,7 +57,7 @@ class Readers:
 
 def create_app(
     reader_factory: Callable[[], Reader], *, token: str | Mapping[str, str | None] | Tokens | None = None,
-    jaeger_url: str | None = None, hosts: Collection[str] | None = LOOPBACK, died: Callable[[str], bool] = lambda _: False,
+    jaeger_url: str | None = None, hosts: Collection[str] | None = LOOPBACK,
 ) -> Starlette:
     """The read-only application.
 
@@ -66,7 +66,6 @@ def create_app(
     only), or a `TokenFile`. `hosts`: names under which the page may be asked for; `None` allows any, and is right only
     with a token.
     `jaeger_url`: where a trace can be looked at, e.g. http://127.0.0.1:16686.
-    `died`: whether the process of a run that goes on is known to have died (`otel_cmb.ui.owners`).
     """
     if isinstance(token, str):
         token = {token: None}
@@ -94,7 +93,7 @@ def create_app(
 
     return Starlette(
         routes=[
-            *Api(readers, jaeger_url=_http_only(jaeger_url), died=died).routes(),
+            *Api(readers, jaeger_url=_http_only(jaeger_url)).routes(),
             Route("/static/{name}", asset, methods=["GET"]),
             *[Route(path, index, methods=["GET"]) for path in PAGES],
         ],

@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -64,15 +64,14 @@ class Picture:
         self._token = ""
         self._read_at = self._took = 0.0
         self._next: str | None = None
-        self._died = False
 
-    def since(self, reader: Reader, known: str | None, died: Callable[[str], bool]) -> dict[str, Any] | None:
+    def since(self, reader: Reader, known: str | None) -> dict[str, Any] | None:
         """What changed since `known` (the `token` of an earlier answer); `None`: nothing."""
         with self._lock:
             self._refresh(reader)
-            going = self._run is not None and self._run.completed_at is None
-            if (going and died(self._run_id)) != self._died:
-                self._died = not self._died
+            # Nothing is committed when a process dies, and nothing else of the picture changes.
+            if self._run is not None and reader.died(self._run) != self._run.died:
+                self._run = replace(self._run, died=not self._run.died)
                 self._look += 1
             token = f"{self._epoch}.{self._look}"
             if known == token:
@@ -83,7 +82,7 @@ class Picture:
             look = 0 if full else look
             answer: dict[str, Any] = {
                 "token": token, "full": full, "run": None if self._run is None else self._run.to_dict(),
-                "died": self._died, "next": self._next, "columns": COLUMNS,
+                "died": self._run is not None and self._run.died, "next": self._next, "columns": COLUMNS,
                 "rows": [row for seen, row in self._rows.values() if seen > look],
                 "removed": [key for key, seen in self._removed.items() if seen > look],
             }
@@ -111,8 +110,6 @@ class Picture:
         whole = self._after is None and not more
         run = reader.run(self._run_id, totals=not whole)
         if whole:
-            from dataclasses import replace
-
             run = replace(run, totals=sums_of(lines))
         graph = {
             "nodes": [node.to_dict() for node in reader.nodes(self._run_id)],
@@ -137,8 +134,7 @@ class Picture:
 class Live:
     """The pictures of the runs that are being watched; the least recently asked for is forgotten."""
 
-    def __init__(self, died: Callable[[str], bool] = lambda _: False) -> None:
-        self._died = died
+    def __init__(self) -> None:
         self._pictures: OrderedDict[tuple[str, str | None], Picture] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -148,7 +144,7 @@ class Live:
             self._pictures.move_to_end((run_id, after))
             while len(self._pictures) > MAX_PICTURES:
                 self._pictures.popitem(last=False)
-        return picture.since(reader, known, self._died)
+        return picture.since(reader, known)
 
     def clear(self) -> None:
         with self._lock:

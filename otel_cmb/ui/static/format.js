@@ -64,6 +64,12 @@ export function statusPill(status, extra) {
     h("span", { "aria-hidden": "true" }, mark + " "), status || "?");
 }
 
+export const DIED_ADVICE = "The next process that writes into this database closes it, or `otel-cmb parked replay`";
+
+export function diedPill(title) {
+  return h("span", { class: "pill failed died", title: title || null }, h("span", { "aria-hidden": "true" }, "✗ "), "process died");
+}
+
 export function shortId(id) {
   return id && id.length > 13 ? id.slice(0, 8) : id || "";
 }

@@ -1,7 +1,7 @@
 // The list of runs: newest first, filtered, paged, live.
 
 import { h, later, put } from "./dom.js";
-import { ENDED, count, money, shortId, span, statusPill, when } from "./format.js";
+import { DIED_ADVICE, ENDED, count, diedPill, money, shortId, span, statusPill, when } from "./format.js";
 
 const PAGE = 50;
 const STATUSES = ["draft", "planning", "executing", "running", "paused", "waiting_approval", "completed", "failed"];
@@ -137,26 +137,29 @@ export class RunList {
   }
 
   row(run) {
-    return h("tr", { data: { id: run.id } },
-      h("td", { class: "task" }, h("a", { href: this.app.runPath(run.id) }), h("code", { class: "dim", title: run.id }, shortId(run.id))),
-      h("td", { class: "status" }), h("td", { class: "started" }), h("td", { class: "num took" }), h("td", { class: "wide" }), h("td", { class: "agent" }), h("td", { class: "wide" }),
+    const link = h("a", { href: this.app.runPath(run.id) });
+    // The link covers its row, but for the cells that have something to tell.
+    return h("tr", { data: { id: run.id }, on: { click: (event) => { if (event.target.closest(".told")) link.click(); } } },
+      h("td", { class: "task" }, link, h("code", { class: "dim", title: run.id }, shortId(run.id))),
+      h("td", { class: "status told" }), h("td", { class: "started" }), h("td", { class: "num took" }), h("td", { class: "mode wide told cut" }), h("td", { class: "agent told cut" }), h("td", { class: "model wide told cut" }),
       h("td", { class: "num events", data: { label: "events" } }), h("td", { class: "num failures", data: { label: "failed" } }),
       h("td", { class: "num tokens", data: { label: "tokens" } }), h("td", { class: "num cost" }));
   }
 
   fill(row, run, totals) {
-    const live = !run.ended && !ENDED.has(run.status), cells = row.children, link = cells[0].firstChild;
+    const going = !run.ended && !ENDED.has(run.status), died = going && run.died, live = going && !died, cells = row.children, link = cells[0].firstChild;
     const task = run.task_description ? run.task_description.slice(0, 300) : "no task";
     if (link.textContent !== task) link.textContent = task;
     row.classList.toggle("going", live);
     cells[8].classList.toggle("bad", !!(totals && totals.failures));
     const content = [
-      statusPill(run.status, live ? "going" : ""), when(run.started_at, { seconds: false }) || h("span", { class: "dim" }, "no start time"),
+      died ? diedPill(run.status + " in the database. " + DIED_ADVICE) : statusPill(run.status, live ? "going" : ""), when(run.started_at, { seconds: false }) || h("span", { class: "dim" }, "no start time"),
       run.duration_ms !== null ? span(run.duration_ms) : run.started_at && live ? span(Date.now() - new Date(run.started_at)) : "",
       run.mode, run.agent, run.model, totals ? count(totals.events) : "…", totals && totals.failures ? count(totals.failures) : "",
       totals && totals.tokens ? count(totals.tokens) : "", totals ? money(totals.cost_usd) : "",
     ];
     content.forEach((item, index) => put(cells[index + 1], item === "" ? null : item));
+    for (const [index, text] of [[1, died ? null : run.status], [4, run.mode], [5, run.agent], [6, run.model]]) cells[index].title = text || "";
   }
 
   key(event) {

@@ -9,6 +9,7 @@ export class Model {
     this.query = "";
     this.node = null;
     this.visible = [];
+    this.deepest = 1;
     this.shape();
   }
 
@@ -82,6 +83,7 @@ export class Model {
       if (wanted && !wanted.has(event.id)) continue;
       const below = this.children.get(event.id) || [];
       this.place.set(event.id, this.visible.length);
+      if (level > this.deepest) this.deepest = level;
       this.visible.push({ event, level, branch: below.length > 0, hit: wanted ? wanted.get(event.id) : true });
       if (this.folded.has(event.id) && !(wanted && this.query)) continue;
       for (let index = below.length - 1; index >= 0; index -= 1) waiting.push([below[index], level + 1]);

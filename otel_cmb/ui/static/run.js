@@ -1,7 +1,7 @@
 // One run: its graph, its events, what it cost, and the event that is open.
 
 import { copyButton, h, later, put } from "./dom.js";
-import { ENDED, bytes, count, money, shortId, span, statusPill, when } from "./format.js";
+import { DIED_ADVICE, ENDED, bytes, count, diedPill, money, shortId, span, statusPill, when } from "./format.js";
 import { dagView } from "./dag.js";
 import { lanesView } from "./lanes.js";
 import { Model } from "./model.js";
@@ -66,18 +66,31 @@ export class RunPage {
       const answer = await this.app.source.live(this.id, this.token, this.after);
       if (this.closed) return;
       this.app.notice("");
+      const came = this.missing;
+      if (came) this.miss(false);
       if (answer) {
         this.token = answer.tag;
         this.take(answer.body);
       }
+      if (came) this.go(this.route);
       this.failed = false;
     } catch (error) {
       if (this.closed) return;
       this.failed = true;
-      if (error.status === 404) put(this.head, h("h1", {}, "No such run"), h("p", {}, error.message), h("p", {}, h("a", { href: this.app.path("/") }, "All runs")));
-      else this.app.notice(error.message + "; trying again");
+      if (error.status === 404) {
+        this.miss(true);
+        put(this.head, h("h1", {}, "No such run"), h("p", {}, error.message), h("p", {}, h("a", { href: this.app.path("/") }, "All runs")));
+      } else this.app.notice(error.message + "; trying again");
     }
     if (this.app.source.live_view) this.wait();
+  }
+
+  // An unknown run has no views; it may come, or be gone again.
+  miss(missing) {
+    this.missing = missing;
+    this.token = this.headed = null;
+    this.element.classList.toggle("missing", missing);
+    document.title = this.title();
   }
 
   wait() {
@@ -89,7 +102,7 @@ export class RunPage {
   take(body) {
     const first = !this.run, was = this.run;
     this.run = body.run;
-    this.died = Boolean(body.died);
+    this.died = Boolean(body.run.died);
     this.changed_at = Date.now();
     this.after_next = body.next;
     if (body.graph) { this.graph = body.graph; this.drawDag(); }
@@ -117,6 +130,7 @@ export class RunPage {
 
   go(route) {
     this.route = route;
+    if (this.missing) return;
     const view = VIEWS.some(([id]) => id === route.view) ? route.view : "timeline";
     if (this.model.node !== (route.node || null)) { this.model.node = route.node || null; this.filter(); this.drawDag(); }
     if (this.shown !== view) { this.shown = view; this.drawView(); }
@@ -209,8 +223,7 @@ export class RunPage {
   diedNote() {
     const known = !this.ended() && this.died;
     const died = known || this.model.failures.some((id) => /process ended before the span did/.test(this.model.byId.get(id).error || ""));
-    const next = "The next process that writes into this database closes it, or `otel-cmb parked replay`";
-    return died ? h("span", { class: "pill failed", title: known ? next : null }, "✗ process died") : null;
+    return died ? diedPill(known ? DIED_ADVICE : null) : null;
   }
 
   drawCut() {
@@ -263,7 +276,7 @@ export class RunPage {
     if (this.shown === "timeline") {
       if (this.view.firstChild !== this.tools) put(this.view, this.tools, this.waterfall.element);
       this.waterfall.refresh();
-    } else if (this.shown === "agents") put(this.view, lanesView(this.model, { open: (id) => this.openEvent(id), live: !this.ended() }));
+    } else if (this.shown === "agents") put(this.view, lanesView(this.model, { open: (id) => this.openEvent(id), live: !this.ended() && !this.died }));
     else this.fetchView(this.shown);
   }
 
@@ -317,6 +330,7 @@ export class RunPage {
   }
 
   key(event) {
+    if (this.missing) return;
     if (event.key === "Escape") { if (this.selected) this.closeEvent(); } else if (event.key === "f") this.nextFailure();
     else if (event.key === "e") this.unfold();
     else if (event.key === "c") this.fold();
@@ -329,8 +343,8 @@ export class RunPage {
     event.preventDefault();
   }
 
-  title() { return ((this.run && this.run.task_description) || "Run " + shortId(this.id)).slice(0, 80); }
-  focusSearch() { if (this.shown !== "timeline") this.navigate({ view: null }); this.search.focus(); }
+  title() { return this.missing ? "No such run" : ((this.run && this.run.task_description) || "Run " + shortId(this.id)).slice(0, 80); }
+  focusSearch() { if (this.missing) return; if (this.shown !== "timeline") this.navigate({ view: null }); this.search.focus(); }
 }
 
 function totalsView(totals) {

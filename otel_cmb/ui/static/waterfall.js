@@ -5,6 +5,7 @@ import { KINDS, count, kindClass, kindOf, money, span } from "./format.js";
 
 const ROW = 28;
 const MARGIN = 12;
+const LEVELS = 24; // deeper ones are not set in further
 
 export class Waterfall {
   constructor(model, { open }) {
@@ -57,6 +58,7 @@ export class Waterfall {
     const from = Math.max(0, Math.floor(top / ROW) - MARGIN), to = Math.min(visible.length, Math.ceil((top + height) / ROW) + MARGIN);
     const range = this.range();
     this.ticks(range);
+    this.body.style.setProperty("--deepest", Math.max(1, Math.min(this.model.deepest - 1, LEVELS)));
     const wanted = new Map();
     for (let index = from; index < to; index += 1) wanted.set(visible[index].event.id, index);
     for (const [id, row] of this.rows) if (!wanted.has(id)) { row.element.remove(); this.rows.delete(id); }
@@ -96,7 +98,7 @@ export class Waterfall {
       id: "e-" + event.id, role: "treeitem", "aria-level": level, "aria-label": label,
       "aria-expanded": branch ? String(!folded) : null, data: { id: event.id },
     },
-    h("div", { class: "name", style: { "--level": Math.min(level - 1, 24) } },
+    h("div", { class: "name", style: { "--level": Math.min(level - 1, LEVELS) } },
       branch ? h("span", { class: "fold", "aria-hidden": "true" }, folded ? "▸" : "▾") : h("span", { class: "fold" }),
       h("span", { class: "kind", "aria-hidden": "true" }, KINDS[kind] || kind),
       event.status === "failed" ? h("span", { class: "mark", title: "failed", "aria-hidden": "true" }, "✗") : null,
