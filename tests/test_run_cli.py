@@ -230,8 +230,8 @@ CLEANS_UP = """
     import sys, time
     with agent("engineer"):
         pass
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(30)
     except KeyboardInterrupt:
         try:

@@ -9,6 +9,7 @@ where job control, background reads of the terminal and SIGKILL to the group fin
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import select
@@ -30,10 +31,11 @@ __all__ = ["Witness", "forwarding"]
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-MOMENT = 0.05
-"""Seconds after which who signals a group has reached all of it: the kernel does it in one go, `timeout` in two."""
+MOMENT = 0.2
+"""Seconds after which who signals a group has reached all of it: the kernel does it in one go, `timeout` in two, between
+which a busy machine may do something else."""
 
-SAME = 0.25
+SAME = 0.5
 """Seconds within which a second signal is the first one's other half: `timeout` signals us, then our group."""
 
 ANSWER = 5.0
@@ -75,10 +77,10 @@ class Witness:
             self._process.kill()
             self._process.communicate()
 
-    def saw(self, number: int) -> bool:
-        """Whether the signal that has just come to us went to the group."""
+    def saw(self, number: int, arrived: float) -> bool:
+        """Whether the signal that came to us then (monotonic seconds) went to the group."""
         self._ask()
-        return clock.monotonic() - self._seen.get(number, -SAME) < SAME
+        return self._seen.get(number, -math.inf) > arrived - SAME
 
     def _ask(self) -> None:
         process = self._process
@@ -94,16 +96,17 @@ class Witness:
 @contextlib.contextmanager
 def forwarding(process: subprocess.Popen[bytes], witness: Witness) -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP that came to us alone reach the program, and none of them ends us."""
-    arrived: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    arrived: queue.SimpleQueue[tuple[int, float] | None] = queue.SimpleQueue()
 
     def take(number: int, _frame: FrameType | None) -> None:
-        arrived.put(number)
+        arrived.put((number, clock.monotonic()))
 
     def decide() -> None:
-        while (number := arrived.get()) is not None:
+        while (found := arrived.get()) is not None:
+            number, when = found
             with contextlib.suppress(OSError):
-                time.sleep(MOMENT)
-                if not witness.saw(number):
+                time.sleep(max(0.0, when + MOMENT - clock.monotonic()))
+                if not witness.saw(number, when):
                     process.send_signal(number)
 
     thread = threading.Thread(target=decide, name="otel-cmb-signals", daemon=True)
