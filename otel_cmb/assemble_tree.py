@@ -165,6 +165,8 @@ def merge(ordered: list[Node]) -> list[Node]:
                     node.up.kids.append(node)
                 else:
                     node.up.kids = [node]
+    told: dict[int, set[tuple[str, str]]] = {}
+    """Which instrumentations tell of an agent that several spans tell of, and by what names."""
     for node in reversed(ordered):
         if not node.live or not node.kids:
             continue
@@ -183,8 +185,10 @@ def merge(ordered: list[Node]) -> list[Node]:
                 if len(again) > 1:  # one instrumentation tells of one act twice, not three times: what calls itself
                     taken = [kid for kid in taken if id(kid) not in again]
             if node.kind == AGENT and taken:
-                within = _time_inside(node)
-                taken = [kid for kid in taken if not (_is_told_alike(node, kid) and _is_outside(within, kid))]
+                within, name = _time_inside(node), _told_by(node)
+                names = {id(kid): told.get(id(kid), {_told_by(kid)}) for kid in taken}
+                taken = [kid for kid in taken if name not in names[id(kid)] or not _is_outside(within, kid)]
+                told[id(node)] = {name}.union(*(names[id(kid)] for kid in taken))
             for kid in taken:
                 take(node, kid)
         if node.kind == AGENT:
@@ -298,12 +302,10 @@ def _two_acts(node: Node, kid: Node) -> bool:
 # one holds something beyond the time of the inner one: of one act it has two names (`invoke_agent x` and `x.workflow`).
 
 
-def _is_told_alike(node: Node, kid: Node) -> bool:
+def _told_by(node: Node) -> tuple[str, str]:
+    """The instrumentation that tells of it, and by what name."""
     span = node.facts.span
-    return any(
-        one.facts.span.name == span.name and one.facts.span.scope.name == span.scope.name
-        for one in (kid, *all_members(kid))
-    )
+    return span.scope.name, span.name
 
 
 def _time_inside(node: Node) -> tuple[int, float]:

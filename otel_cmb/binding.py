@@ -198,20 +198,40 @@ def _check_fit(table: TableInfo, found: Examination, *, read_only: bool) -> None
             found.notes += [f"{table.name} cannot be written: {item}" for item in unknown]
 
 
+AN_EXPRESSION = "an expression"
+"""What stands for a column in an index that has none there."""
+
+
 def _find_numbers(connection: Connection, found: Examination) -> None:
     """Which unique indexes and constraints an order number is part of."""
-    events, inspector = found.tables["execution_events"], inspect(connection)
-    indexes = [item for item in inspector.get_indexes(events.name, found.schema) if item["unique"]]
-    constraints = inspector.get_unique_constraints(events.name, found.schema)
-    named = {item["name"] for item in constraints}
-    unique = [
-        *(UniqueInfo(str(item["name"]), tuple(name or "" for name in item["column_names"]), constraint=False)
-          for item in indexes if item["name"] not in named),
-        *(UniqueInfo(str(item["name"]), tuple(item["column_names"]), constraint=True) for item in constraints),
-    ]
+    events = found.tables["execution_events"]
+    unique = _unique_of_sqlite(connection, events.name) if found.dialect == SQLITE else _unique(connection, found, events.name)
     numbers = tuple(item for item in unique if "execution_order" in item.columns)
     if numbers:
         found.tables[events.name] = replace(events, numbers=numbers)
+
+
+def _unique_of_sqlite(connection: Connection, table: str) -> list[UniqueInfo]:
+    """SQLAlchemy leaves out indexes on expressions, with a warning."""
+    rows = connection.exec_driver_sql(
+        "SELECT i.name, c.name, i.origin FROM pragma_index_list(?) i JOIN pragma_index_xinfo(i.name) c "
+        'WHERE i."unique" AND c.key ORDER BY i.seq, c.seqno', (table,))
+    columns: dict[tuple[str, bool], list[str]] = {}
+    for name, column, origin in rows:
+        columns.setdefault((name, origin != "c"), []).append(column or AN_EXPRESSION)
+    return [UniqueInfo(name, tuple(names), constraint=of_table) for (name, of_table), names in columns.items()]
+
+
+def _unique(connection: Connection, found: Examination, table: str) -> list[UniqueInfo]:
+    inspector = inspect(connection)
+    indexes = [item for item in inspector.get_indexes(table, found.schema) if item["unique"]]
+    constraints = inspector.get_unique_constraints(table, found.schema)
+    named = {item["name"] for item in constraints}
+    return [
+        *(UniqueInfo(str(item["name"]), tuple(name or AN_EXPRESSION for name in item["column_names"]), constraint=False)
+          for item in indexes if item["name"] not in named),
+        *(UniqueInfo(str(item["name"]), tuple(item["column_names"]), constraint=True) for item in constraints),
+    ]
 
 
 def _check_server(connection: Connection) -> str:

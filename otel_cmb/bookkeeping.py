@@ -9,11 +9,11 @@ from typing import Any
 from otel_cmb.config import Settings
 from otel_cmb.event import Span, event_id
 from otel_cmb.intake import Intake
-from otel_cmb.items import COMMITTED, DEFERRED, ENDED, MERGED, NO_SPAN, PARKED, UNSETTLED, Item
+from otel_cmb.items import COMMITTED, DEFERRED, ENDED, MERGED, PARKED, UNSETTLED, Item
 from otel_cmb.items import Outcome as Fate
 from otel_cmb.journal import Journal
 from otel_cmb.journal_bodies import Batch
-from otel_cmb.journal_records import START, Parked, Progress, Record
+from otel_cmb.journal_records import NO_SPAN, START, Parked, Progress, Record
 from otel_cmb.ledger import Ledger
 from otel_cmb.sanitize import clean_text
 from otel_cmb.standby import Standby

@@ -18,10 +18,11 @@ DEEPEST = 64
 
 _STRING = r'"[^"\\]*(?:\\.[^"\\]*)*'
 _TOKEN = re.compile(rf'{_STRING}"?|[][{{}},]', re.DOTALL)
-_LITERAL = r"-?[\d.eE+-]*|t(?:r(?:ue?)?)?|f(?:a(?:l(?:se?)?)?)?|n(?:u(?:ll?)?)?"
+_LITERAL = r"[\d.eE+-]+|t(?:r(?:ue?)?)?|f(?:a(?:l(?:se?)?)?)?|n(?:u(?:ll?)?)?"
 _BEGUN = rf'(?:{_STRING}"?|{_LITERAL})'
-_REST = re.compile(rf'\s*,?\s*(?:{_STRING}"?\s*(?::\s*{_BEGUN}?)?|{_LITERAL})?\s*\\?', re.DOTALL)
-"""What may stand between the last thing that is whole and the cut."""
+_REST = re.compile(rf'\s*(?:,\s*)?(?:(?:{_STRING}"?(?:\s*:(?:\s*{_BEGUN})?)?|{_LITERAL})\s*)?\\?', re.DOTALL)
+"""What may stand between the last thing that is whole and the cut. Between two runs of blanks there is always something:
+else a text of blanks could be shared out between them in as many ways as it is long."""
 _HALF_PAIR = re.compile(r"\\ud[89ab][0-9a-f]{2}(?:\\(?:u[0-9a-f]{0,3})?)?\Z", re.IGNORECASE)
 _CLOSING = {"{": "}", "[": "]"}
 

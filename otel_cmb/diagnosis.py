@@ -18,9 +18,8 @@ from otel_cmb.dialects import SQLITE
 from otel_cmb.engines import make_engine
 from otel_cmb.errors import CMBError, RunNotFoundError
 from otel_cmb.faults import classify
-from otel_cmb.items import NO_SPAN
 from otel_cmb.journal import journals, read_only_summary
-from otel_cmb.journal_records import PROCESS_DIED
+from otel_cmb.journal_records import NO_SPAN, PROCESS_DIED
 from otel_cmb.owners import DIED, LIVING
 from otel_cmb.pipeline import state_directory
 

@@ -182,10 +182,10 @@ class Drainer:
     def _look_after_files(self) -> None:
         """Where the program closed all descriptors, and by now has others of their numbers, nothing that was open is used
         again, closed or finalized: SQLite would write into the program's files."""
-        journal = self._intake.journal
-        if journal is None or not journal.taken_away():
+        found = self._intake.look_after_files()
+        if not found:
             return
-        _log.warning("otel-cmb: the program closed the files of its journal (it became a daemon?); they are open again")
+        _log.warning("otel-cmb: the program closed the files of its journal (it became a daemon?); %s", found)
         for adopted in self.adoption.journals:
             adopted.abandon()
         self.adoption.reset()

@@ -40,7 +40,8 @@ class Enriching:
                 if event.run_id and event is not change.before.get(event.id):
                     self._tell_agent_and_model(connection, event, event.run_id)
                     over = runs[event.run_id].completed_ns
-                    if over is not None and (event.completed_ns or event.started_ns) // 1_000 > over // 1_000:
+                    if over is not None and (
+                            event.status == "running" or (event.completed_ns or event.started_ns) // 1_000 > over // 1_000):
                         going.add(event.run_id)
         for run_id in sorted(going):
             self._workflow.go_on(connection, run_id)

@@ -21,6 +21,9 @@ from otel_cmb.errors import ConfigurationError, DatabaseUnavailableError, RunNot
 
 __all__ = ["Fault", "Verdict", "classify"]
 
+LONGEST_LINE = 2_000
+"""Characters that are read of what a driver says."""
+
 
 class Fault(enum.Enum):
     """The four things a database error can mean."""
@@ -225,4 +228,4 @@ def _by_connect_text(error: exc.DBAPIError, cause: BaseException) -> Verdict:
 
 def _first_line(cause: BaseException) -> str:
     lines = str(cause).strip().splitlines()
-    return safe_text(lines[0])[:300] if lines else type(cause).__name__
+    return safe_text(lines[0][:LONGEST_LINE])[:300] if lines else type(cause).__name__

@@ -77,6 +77,8 @@ class Intake:
         """The thread whose append is going on."""
         self._deferred: deque[list[bytes]] = deque()
         self._fresh: dict[int, Span] = {}
+        self._closed = ""
+        """What became of files that the program closed, until the writer knows."""
 
     @property
     def appending_here(self) -> bool:
@@ -228,6 +230,8 @@ class Intake:
 
     def _keep(self, bodies: list[bytes]) -> int:
         """Into the journal; into memory where there is no journal to be had."""
+        if self.journal is not None and self.journal.gone:
+            self._give_up()
         if self.journal is None:
             self.journal = Journal(
                 self.place(), max_bytes=self._settings.journal_max_bytes, run_id=self.run_id if self.owns_run else "")
@@ -243,6 +247,25 @@ class Intake:
             self._trouble.say(
                 "standby", "%s. Until then spans go to the database from memory and do not survive the process", error)
             return last
+
+    def look_after_files(self) -> str:
+        """What has become of our files, where the program has closed them since this was asked last; else nothing."""
+        with self.lock:
+            if self.journal is not None and self.journal.taken_away():
+                self._closed = "they are open again"
+                if self.journal.gone:
+                    self._give_up()
+            found, self._closed = self._closed, ""
+            return found
+
+    def _give_up(self) -> None:
+        """The journal is another process's: what comes next begins a new one."""
+        assert self.journal is not None
+        self.journal.abandon()
+        self.journal = None
+        self._closed = "another process has taken it over, and writes what was in it"
+        self._fresh.clear()
+        self._ledger.begin_anew()
 
     def rescue(self) -> None:
         """The database is away: what is in memory goes to the journal if that can be written by now."""

@@ -16,8 +16,8 @@ COMMITTED, MERGED, IGNORED, DEFERRED, PARKED, REFUSED = "committed", "merged", "
 ENDED = "ended"
 """Reason of a start that is merged: the span's end is known already."""
 
-RUN_NOT_FOUND, NO_RUN, SESSION_MISMATCH, ID_CONFLICT, UNSETTLED, NO_SPAN = (
-    "run_not_found", "no_run", "session_mismatch", "id_conflict", "unsettled", "no_span")
+RUN_NOT_FOUND, NO_RUN, SESSION_MISMATCH, ID_CONFLICT, UNSETTLED = (
+    "run_not_found", "no_run", "session_mismatch", "id_conflict", "unsettled")
 
 
 @dataclass(frozen=True, slots=True)

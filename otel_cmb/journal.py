@@ -76,6 +76,8 @@ class Journal:
         self._log = Log(min(SEGMENT_BYTES, max(4096, max_bytes // SEGMENTS_UNDER_CAP)), path=self.path)
         self._state = State(self.path, self._log.unseek)
         self._taken_away = False
+        self.gone = False
+        """Another process has it: nothing of it may be used any more."""
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -100,27 +102,29 @@ class Journal:
         return bool(self.path)
 
     def taken_away(self) -> bool:
-        """Whether somebody closed our files since this was asked last: they are open again, the connections of others may be
-        gone likewise. Whoever uses them asks first."""
+        """Whether somebody closed our files since this was asked last: they are open again, or the journal is `gone`; the
+        connections of others may be closed likewise. Whoever uses them asks first."""
         with self._log.lock:
-            if not self._log.holds():
-                with contextlib.suppress(OSError):  # the next append says so
+            if not self.gone and not self._log.holds():
+                with contextlib.suppress(OSError):
                     self._take_back()
             taken, self._taken_away = self._taken_away, False
         return taken
 
     def abandon(self) -> None:
-        """The files of this adopted journal may have been closed under our hands: nothing of it is used or closed any more, and
-        it can be taken again."""
+        """Its files were closed under our hands: nothing of it is used any more, and who can take it may."""
         self._state.forget()
+        journal_files.let_go(self.path, self._lock_fd)
+        self._lock_fd = None
         journal_files.release(self.path)
 
     def _take_back(self) -> None:
-        """Open again what was closed under our hands. Raises `OSError`."""
-        self._taken_away = True
-        self._state.open_again()
+        """Open again what was closed under our hands. Raises `OSError`: another process was faster, or removed it."""
+        self._taken_away = self.gone = True
+        self._lock_fd = journal_files.take_again(self.path, self._lock_fd)  # first: nothing of another's is touched
         self._log.open_again()
-        self._lock_fd = journal_files.take_again(self.path, self._lock_fd)
+        self._state.open_again()
+        self.gone = False
 
     def forget(self) -> None:
         """In a forked child: the files belong to the parent; close what was inherited and touch nothing."""
@@ -166,6 +170,8 @@ class Journal:
         log = self._log
         with log.lock:
             try:
+                if self.gone:
+                    raise JournalError(f"the journal in {self.path} is another process's by now")
                 if log.begun:
                     if not log.probably_holds():
                         self._take_back()

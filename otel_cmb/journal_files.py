@@ -9,8 +9,8 @@ import secrets
 import time
 
 __all__ = [
-    "database_directory", "identity", "is_mine", "is_owned", "journals", "make", "make_private", "owner_of", "release", "take",
-    "take_again",
+    "database_directory", "identity", "is_mine", "is_owned", "journals", "let_go", "make", "make_private", "owner_of",
+    "release", "take", "take_again",
 ]
 
 _mine: set[str] = set()
@@ -93,6 +93,14 @@ def take_again(path: str, fd: int | None) -> int:
         os.close(again)
         raise
     return again
+
+
+def let_go(path: str, fd: int | None) -> None:
+    """Close the descriptor of a journal's lock if it still is that."""
+    with contextlib.suppress(OSError):
+        found = os.stat(os.path.join(path, "lock"))
+        if fd is not None and identity(fd) == (found.st_dev, found.st_ino):
+            os.close(fd)
 
 
 def identity(fd: int) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from otel_cmb.errors import JournalError
 
-__all__ = ["PROCESS_DIED", "JournalFullError", "Parked", "Progress", "Record"]
+__all__ = ["NO_SPAN", "PROCESS_DIED", "JournalFullError", "Parked", "Progress", "Record"]
 
 END, START, COMMAND, CONTENT = b"e", b"s", b"c", b"l"
 """The first byte of a record's body: a span that ended, one that began, a row of `run()`, `node()` or `step()`, content
@@ -15,8 +15,11 @@ that log records carried."""
 PROCESS_DIED = "process_died"
 """Why a record is parked that closes a row of a process that died."""
 
+NO_SPAN = "no_span"
+"""Why content is parked whose span has not come; the longer it waits, the more rarely it is tried again."""
+
 LATEST_DUE = 60.0
-"""Seconds: nothing is due later than this from now, unless the clock went backwards."""
+"""Seconds: nothing else is due later than this from now, unless the clock went backwards."""
 
 
 class JournalFullError(JournalError):

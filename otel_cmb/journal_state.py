@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from otel_cmb.journal_files import make_private
-from otel_cmb.journal_records import LATEST_DUE, Parked, Progress
+from otel_cmb.journal_records import LATEST_DUE, NO_SPAN, Parked, Progress
 
 __all__ = ["State", "keep_for_ever"]
 
@@ -109,8 +109,9 @@ class State:
 
     def parked(self, *, due_before: float | None = None, limit: int = 1_000_000) -> list[Parked]:
         """What is parked, oldest first; with `due_before` only what is to be tried again by then."""
-        where, values = ("", ()) if due_before is None else (
-            " WHERE due <= ? OR due > ?", (due_before, due_before + LATEST_DUE))
+        where, values = ("", ()) if due_before is None else (  # the other two: the clock went backwards
+            " WHERE due <= ? OR (due > ? AND reason <> ?) OR (since > ? AND due IS NOT NULL)",
+            (due_before, due_before + LATEST_DUE, NO_SPAN, due_before))
         rows = self._query(
             f"SELECT seq, reason, body, detail, run_id, trace_id, span_id, name, since, attempts, due FROM parked{where} "
             "ORDER BY seq LIMIT ?", (*values, limit))

@@ -114,6 +114,11 @@ class Ledger:
             self._tickets.clear()
             self._recent.clear()
 
+    def begin_anew(self) -> None:
+        """The journal is lost to us, the next one's numbers begin anew."""
+        self.end_tickets()
+        self.done_seq = self.moved_seq = 0
+
     def renumber(self, records: Sequence[Record], last: int) -> None:
         """These records have other numbers now, the highest is `last`."""
         with self.lock:

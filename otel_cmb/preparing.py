@@ -26,13 +26,13 @@ from otel_cmb.items import (
     ID_CONFLICT,
     IGNORED,
     MERGED,
-    NO_SPAN,
     PARKED,
     REFUSED,
     SESSION_MISMATCH,
     Item,
     Outcome,
 )
+from otel_cmb.journal_records import NO_SPAN
 from otel_cmb.known import Known
 from otel_cmb.placing import Place, Placing, names_of
 from otel_cmb.traces import CONFLICT, DUPLICATE, Change, Trace, TraceCache, further_spans

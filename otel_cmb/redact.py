@@ -221,7 +221,7 @@ class Redactor:
             else:
                 shown = self._key(key, mapping, result) if self.may_hold(key) else key
                 result[shown] = (
-                    self._secret_value(key, value) if SECRET_KEY.search(key) else self._value(key, value, hook, depth))
+                    self._secret_value(shown, value) if SECRET_KEY.search(key) else self._value(key, value, hook, depth))
         return result
 
     def _key(self, key: str, mapping: Mapping[str, Any], result: Mapping[str, Any]) -> str:

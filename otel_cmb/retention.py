@@ -123,7 +123,7 @@ def _open_here(settings: Settings) -> tuple[set[str], set[str]]:
     runs: set[str] = set()
     events: set[str] = set()
     for path in journals(state_directory(settings)):
-        summary = read_only_summary(path)
+        summary = read_only_summary(path, waiting=False)
         if summary.alive:
             runs |= summary.ids("run")
             events |= summary.ids("event")

@@ -68,12 +68,15 @@ _CODE = (
 )
 _NO_URL = r"\s@\"'<>\\"
 _USER = rf"[^:/\[{_NO_URL}]{{0,256}}:"
+_SERVERS = (
+    "postgres", "postgresql", "psycopg", "psycopg2", "asyncpg", "mysql", "pymysql", "mysqldb", "mariadb", "mongodb", "mssql",
+    "pyodbc", "redis", "rediss", "amqp", "amqps", "clickhouse", "cockroachdb",
+)
 _URL_WITH_SLASH = (
-    # As SQLAlchemy reads it: a user and a password, unless that is a port, perhaps a path, and a query.
-    rf"(://(?:(?:(?<=postgres://)|(?<=postgresql://)|(?<=psycopg://)|(?<=psycopg2://)|(?<=asyncpg://)){_USER}"
-    rf"(?!\d{{1,5}}(?:/[^?{_NO_URL}]{{0,256}})?\?)"
-    # Of others not where a port or a placeholder of one begins the rest of an ordinary URL.
-    rf"|{_USER}(?!\d{{0,5}}[/?#]|[{{$%*]|(?i:port))))"
+    # As SQLAlchemy reads it: a user and a password, unless that is a port, perhaps a path, and a query. Only where programs
+    # read URLs like that: in others what stands between a colon and an `@` is a path and a branch.
+    rf"(://(?:{'|'.join(f'(?<={name}://)' for name in _SERVERS)}){_USER}"
+    rf"(?!\d{{1,5}}(?:/[^?{_NO_URL}]{{0,256}})?\?))"
     # Never across another `://`, so that no part of a text is looked at from more than one of them.
     rf"(?!\[redacted|@)[^:{_NO_URL}]{{0,1024}}(?::(?!//)[^:{_NO_URL}]{{0,256}}){{0,4}}(?=@)"
 )

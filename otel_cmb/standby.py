@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from otel_cmb.errors import JournalError
-from otel_cmb.journal_records import LATEST_DUE, Parked, Progress, Record
+from otel_cmb.journal_records import LATEST_DUE, NO_SPAN, Parked, Progress, Record
 
 __all__ = ["Standby"]
 
@@ -82,7 +82,9 @@ class Standby:
         """What could not be stored yet."""
         return [
             parked for _, parked in sorted(self._parked.items())
-            if due_before is None or (parked.due is not None and not due_before < parked.due <= due_before + LATEST_DUE)
+            if due_before is None or (parked.due is not None and (
+                parked.due <= due_before or parked.since > due_before
+                or (parked.due > due_before + LATEST_DUE and parked.reason != NO_SPAN)))
         ][:limit]
 
     def parked_counts(self) -> dict[str, int]:

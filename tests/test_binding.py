@@ -311,6 +311,18 @@ def test_numbers_that_are_unique_beyond_a_run_are_a_misfit(application, opened, 
     assert bool(bind(opened, database_url).tables["execution_events"].numbers) == fits
 
 
+def test_indexes_on_expressions_are_taken_without_a_warning(application, opened, database_url, recwarn):
+    app = application()
+    with app.engine.begin() as connection:
+        connection.exec_driver_sql("CREATE INDEX lower_name ON execution_events (lower(agent_name))")
+        connection.exec_driver_sql("CREATE UNIQUE INDEX once ON execution_events (lower(agent_name), execution_order)")
+    with pytest.raises(binding.SchemaMismatchError) as caught:
+        bind(opened, database_url)
+    [item] = caught.value.mismatches
+    assert "unique by (an expression, execution_order)" in str(item)
+    assert not [str(one.message) for one in recwarn if issubclass(one.category, sa.exc.SAWarning)]
+
+
 def test_a_unique_constraint_is_seen_like_an_index(opened, database_url):
     metadata = application_schema.tables(Shape())
     metadata.tables["execution_events"].append_constraint(sa.UniqueConstraint("session_id", "execution_order", name="once"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +16,8 @@ import pytest
 from otel_cmb.errors import JournalError
 from otel_cmb.journal import Journal, JournalFullError, Parked, Progress, adoptable, journals, read_only_summary
 from otel_cmb.journal_log import HEADER
+from otel_cmb.journal_records import NO_SPAN
+from otel_cmb.standby import Standby
 
 
 def make(directory: Path, **options: int) -> Journal:
@@ -416,3 +420,50 @@ def test_files_that_were_closed_under_its_hands_are_open_again(state_dir: Path, 
     os.write(fd, b", and not closed")
     for one in {stranger, fd, lock}:
         os.close(one)
+
+
+def test_a_journal_that_another_process_took_meanwhile_is_touched_no_more(state_dir: Path, tmp_path: Path) -> None:
+    journal = make(state_dir)
+    journal.append([b"one"])
+    journal.advance(Progress(counts={"committed": 1}))
+    fd, lock = journal._log._fd, journal._lock_fd
+    assert fd is not None
+    assert lock is not None
+    stranger = os.open(tmp_path / "theirs", os.O_RDWR | os.O_CREAT)
+    os.dup2(stranger, fd)
+    os.dup2(stranger, lock)  # closes the lock: whoever comes now may take it
+    code = f"""
+import sys
+from otel_cmb.journal import adoptable
+[journal] = adoptable({str(state_dir)!r})
+print("taken", flush=True)
+sys.stdin.readline()
+print([record.body for record in journal.read(10)], journal.counts())
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "taken\n"
+    for _ in range(2):
+        with pytest.raises(JournalError):
+            journal.append([b"two"])
+    assert journal.taken_away()
+    assert journal.gone
+    assert not journal.taken_away()
+    found, _ = other.communicate("\n")
+    assert found == "[b'one'] {'committed': 1}\n"
+    journal.abandon()
+    assert (tmp_path / "theirs").read_bytes() == b""
+    for one in {stranger, fd, lock}:
+        os.close(one)
+
+
+def test_content_that_has_waited_for_long_is_tried_rarely(state_dir: Path) -> None:
+    journal, standby = make(state_dir), Standby()
+    journal.append([b"l one"])
+    parked = [
+        Parked(1, NO_SPAN, b"l one", since=1_000.0, due=5_000.0), Parked(2, "run_not_found", b"e", since=1_000.0, due=5_000.0),
+        Parked(3, NO_SPAN, b"l two", since=9_000.0, due=9_500.0)]
+    for log in (journal, standby):
+        log.advance(Progress(park=list(parked)))
+        assert [one.seq for one in log.parked(due_before=3_000.0)] == [2, 3]  # the clock went backwards for them
+        assert [one.seq for one in log.parked(due_before=5_000.0)] == [1, 2, 3]

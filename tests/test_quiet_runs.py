@@ -14,6 +14,7 @@ from receiver_support import make_request, make_span
 
 from otel_cmb import config
 from otel_cmb.event import STATUS_ERROR, Span, Stamp
+from otel_cmb.journal_records import START
 from otel_cmb.pipeline import forget_pipelines, get_pipeline
 from otel_cmb.quiet_runs import end_quiet_runs
 from otel_cmb.reader import open_reader
@@ -111,6 +112,18 @@ def test_a_run_in_which_something_happens_after_its_assumed_end_goes_on(take, da
     assert runs["a2"].status == "completed"
     assert end_quiet_runs(config.load(database_url=database_url, quiet_time=5)) == [runs["a1"].id]
     assert abs(time.time() - 10 - take()["a1"].completed_at.timestamp()) < 30
+
+
+def test_a_run_in_which_something_runs_goes_on(take) -> None:
+    """Whenever it began: nothing ran when the run was taken for ended."""
+    take(agent(1, 1, 7300))
+    assert len(end_quiet_runs(take.settings)) == 1
+    running = agent(2, 1, 7400, parent=f"{1:016x}")
+    running.end_ns = None
+    pipeline = get_pipeline(take.settings, per_trace_runs=True)
+    pipeline._intake.append([pipeline._intake.body(START, running)])
+    assert pipeline.flush(20)
+    assert take()["a1"].status == "executing"
 
 
 def test_what_comes_after_the_end_that_a_program_told_changes_nothing(take) -> None:

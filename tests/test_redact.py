@@ -102,7 +102,7 @@ def test_secrets_are_found_in_long_texts(text: str, secret: str) -> None:
     "def f(api_key: str | None = None)", "max_tokens: 4096", '{"input_tokens": 12345}', '"api_key": null',
     "task-oriented risk-averse desk-bound", "https://host:8080/path?x=a@b", "https://example.org/@user",
     "mailto:ann@example.org", "http://localhost:3000/@user", "http://[::1]:8080/@user", "http://[::1]/a:b/c@d",
-    'f"http://{host}:{port}/@{user}"', "http://$HOST:$PORT/a@b", "http://host:PORT/@user", "ssh://git@host:22/a/b@v1",
+    'f"http://{host}:{port}/@{user}"', "http://$HOST:$PORT/a@b", "http://host:PORT/@user", "ssh://git@host:22/a/b@v1", "ssh://host:path/to/repo@branch", "pkg://npm:foo/bar@1.2", "s3://bucket:key/part@2",
     "postgresql://host:5432/db?user=ann@corp", "http://a:80,http://b:81/x@y",
     "https://en.example.org/wiki/A:B@C", "file://C:/Users/ann@corp", "http://a.org:80 and ann@b.org", "file:///C:/a@b",
 "bearer of good news",
@@ -354,3 +354,11 @@ def test_the_type_the_mapper_found_outranks_the_guess() -> None:
     span = content_span("chat")
     assert Capture.of(("agent_call",), {}).strip(span, "agent_call") == 0
     assert Capture.of(("agent_call",), {}).strip(span) == 5
+
+
+def test_a_secret_in_a_name_is_not_in_the_marker_of_its_value() -> None:
+    key = "sk-" + "abcdefghijklmnopqrstuvwxyz0123"
+    span = Span("", "", "", 0, attributes={f"{key}_api_key": "v", f"{key}.password": "w"})
+    redact.Redactor().span(span)
+    assert key not in str(span.attributes)
+    assert len(span.attributes) == 2

@@ -17,8 +17,8 @@ from otel_cmb.cli.options import console_for_people, database_options, json_opti
 from otel_cmb.config import safe_url
 from otel_cmb.errors import CMBError, DatabaseUnavailableError
 from otel_cmb.faults import Fault, classify
-from otel_cmb.items import NO_SPAN
 from otel_cmb.journal import Parked, Progress, Summary, adoptable, journals, read_only_summary
+from otel_cmb.journal_records import NO_SPAN
 from otel_cmb.pipeline import RETRY_SIGNAL_FILE, get_pipeline, state_directory
 from otel_cmb.quiet_runs import end_quiet_runs
 

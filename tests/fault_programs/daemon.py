@@ -1,6 +1,7 @@
 """A program that closes all its descriptors, as daemons do, and opens files of its own, which get their numbers."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,11 +22,15 @@ def agents(count):
 
 
 agents(20)
-if when == "written":
+if when != "pending":
     assert processor.force_flush(20_000)
 with processor.pipeline._drainer.store_lock:  # the writer rests: what is in SQLite's hands at that moment nobody can take back
     os.closerange(3, 4096)
     mine = [open(f"mine-{n}", "w") for n in range(40)]  # noqa: SIM115
+    if when == "taken":  # by another process, before we notice
+        replay = "import sys; from otel_cmb.cli import main; sys.exit(main())"
+        subprocess.run(
+            [sys.executable, "-c", replay, "parked", "replay", "--database-url", url, "--state-dir", state], check=True, stdout=2)
 agents(50)
 print(processor.force_flush(5_000))
 agents(5)
