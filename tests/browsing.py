@@ -136,6 +136,10 @@ class Browser:
     def text(self, selector: str) -> str:
         return str(self.run("return document.querySelector(arguments[0])?.innerText ?? ''", selector))
 
+    def attribute(self, selector: str, name: str) -> str:
+        """Asked in one step: what is drawn anew between finding and asking is no fault of the page."""
+        return str(self.run("return document.querySelector(arguments[0])?.getAttribute(arguments[1]) ?? ''", selector, name))
+
     def keys(self, *keys: str) -> None:
         from selenium.webdriver.common.action_chains import ActionChains
 

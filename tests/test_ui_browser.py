@@ -114,7 +114,7 @@ def test_a_run_shows_its_graph_its_tree_and_its_sums(base: str, browser: Browser
     assert "Compute the angular power spectrum" in browser.text(".runhead h1")
     assert len(browser.all("svg .node")) == 5
     assert len(browser.all("svg .edge")) == 5
-    assert browser.one("svg .node.s-failed").get_attribute("aria-label") == "node step_2, agent · researcher, failed"
+    assert browser.attribute("svg .node.s-failed", "aria-label") == "node step_2, agent · researcher, failed"
     shown = titles(browser)
     assert len(shown) == 21
     assert shown[0] == (
@@ -159,9 +159,9 @@ def test_branches_fold_by_mouse_and_by_keys(base: str, browser: Browser) -> None
     browser.keys(RIGHT)
     until(lambda: len(browser.all(".row")) == 21)
     browser.keys(RIGHT)
-    until(lambda: browser.one(".row[aria-selected=true]").get_attribute("aria-label").startswith("llm, planner"))
-    active = browser.one("[role=tree]").get_attribute("aria-activedescendant")
-    assert browser.one(".row[aria-selected=true]").get_attribute("id") == active
+    until(lambda: browser.attribute(".row[aria-selected=true]", "aria-label").startswith("llm, planner"))
+    active = browser.attribute("[role=tree]", "aria-activedescendant")
+    assert browser.attribute(".row[aria-selected=true]", "id") == active
 
 
 def test_an_event_is_shown_for_what_it_is_and_has_an_address(base: str, browser: Browser) -> None:
@@ -175,7 +175,7 @@ def test_an_event_is_shown_for_what_it_is_and_has_an_address(base: str, browser:
     address = browser.page.current_url
     browser.open(address, wait=".panel .event")
     assert "exit code 1" in browser.text(".panel")
-    assert browser.one(".row[aria-selected=true]").get_attribute("aria-label").startswith("code, executor")
+    assert browser.attribute(".row[aria-selected=true]", "aria-label").startswith("code, executor")
     browser.keys("f")
     until(lambda: "Compare with the theoretical spectrum" in browser.text(".panel"), what="the next failure")
     browser.keys(ESCAPE)
@@ -371,7 +371,7 @@ def test_a_program_with_nobody_around_it_is_seen_to_be_dead_once_it_is_killed(br
             assert not browser.all(".pill.going")
             browser.page.back()
             until(lambda: "process died" in browser.text(".runs tbody tr"), what="the death of the program, in the list")
-            assert "parked replay" in browser.one(".runs .pill").get_attribute("title")
+            assert "parked replay" in browser.attribute(".runs .pill", "title")
             assert "executing" not in browser.text(".runs tbody tr")
             assert not browser.all(".pill.going")
             browser.page.get("about:blank")
