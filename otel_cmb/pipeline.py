@@ -102,12 +102,13 @@ class Pipeline:
 
     def also_asked(self, settings: Settings, keywords: Iterable[str]) -> None:
         """Say which of the settings that a further door was given count no more: what was made first is at work."""
-        theirs = [name for name in keywords if name not in _OF_A_DOOR and getattr(settings, name) != getattr(self.settings, name)]
+        ours = self.settings
+        theirs = [name for name in keywords if name not in _OF_A_DOOR and getattr(settings, name) != getattr(ours, name)]
         if theirs:
+            told = (f"{name}={getattr(settings, name)!r} is not applied, {getattr(ours, name)!r} is" for name in theirs)
             self._trouble.say(
                 "asked " + " ".join(theirs), "%s: this process writes there already; of a further door %s",
-                safe_url(self.settings.database_url), ", ".join(
-                    f"{name}={getattr(settings, name)!r} is not applied, {getattr(self.settings, name)!r} is" for name in theirs))
+                safe_url(ours.database_url), ", ".join(told))
 
     # -- doors ---------------------------------------------------------------------------------------------------------
 

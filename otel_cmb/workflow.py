@@ -185,7 +185,8 @@ class Workflow:
         values: dict[str, Any] = {"status": status, "completed_at": at_ns}
         table, has_meta = self.table("workflow_runs"), self._has("workflow_runs", "meta")
         row = connection.exec_driver_sql(
-            f"SELECT completed_at, started_at{', meta' if has_meta else ''} FROM {table} WHERE id = {self._mark}", (run_id,)).fetchone()
+            f"SELECT completed_at, started_at{', meta' if has_meta else ''} FROM {table} WHERE id = {self._mark}",
+            (run_id,)).fetchone()
         if row is None:
             return
         meta = as_dict(row[2]) if has_meta else {}
