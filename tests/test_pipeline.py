@@ -34,7 +34,7 @@ from otel_cmb import clock, config
 from otel_cmb.config import Settings
 from otel_cmb.diagnosis import diagnose
 from otel_cmb.draining import Drainer
-from otel_cmb.errors import RunNotFoundError
+from otel_cmb.errors import DatabaseURLError, RunNotFoundError
 from otel_cmb.event import Span, Stamp, event_id
 from otel_cmb.exporter import CMBSpanExporter
 from otel_cmb.journal import Journal, journals
@@ -674,6 +674,33 @@ def test_an_exporter_with_wrong_settings_fails_at_export_not_before(
     assert exporter.force_flush(100)
     exporter.shutdown()
     assert not os.path.exists("no such thing")
+
+
+@pytest.mark.parametrize("url", ["no such thing", "sqlite://", "mysql://x/y", "sqlite:////no/such/directory/x.db"])
+def test_a_processor_says_at_once_that_its_url_cannot_work(url: str, state_dir: Path) -> None:
+    with pytest.raises(DatabaseURLError):
+        CMBSpanProcessor(url, state_dir=str(state_dir))
+    assert not state_dir.exists() or not os.listdir(state_dir)
+
+
+def test_doors_of_one_database_have_timeouts_of_their_own_and_hear_what_is_not_applied(
+    sqlite_url: str, state_dir: Path, caplog: pytest.LogCaptureFixture,
+) -> None:
+    processor = CMBSpanProcessor(sqlite_url, state_dir=str(state_dir), on_missing_run="park", batch_size=10)
+    patient = CMBSpanExporter(sqlite_url, state_dir=str(state_dir), batch_size=10)
+    assert patient.export([_ended(AGENT)]) is SpanExportResult.SUCCESS
+    assert caplog.records == []
+    hasty = CMBSpanExporter(sqlite_url, state_dir=str(state_dir), export_timeout=0.2, on_missing_run="create")
+    with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        started = time.monotonic()
+        assert hasty.export([_ended(AGENT)]) is SpanExportResult.FAILURE
+        assert time.monotonic() - started < 5, "the pipeline's own would be ten seconds"
+        other.execute("ROLLBACK")
+    [said] = [record.getMessage() for record in caplog.records if "not applied" in record.getMessage()]
+    assert "on_missing_run='create' is not applied, 'park' is" in said
+    assert hasty.pipeline is processor.pipeline
+    assert processor.force_flush(10_000)
 
 
 def test_databases_that_only_the_query_of_the_url_tells_apart_have_journals_of_their_own() -> None:
