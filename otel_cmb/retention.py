@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Engine
 from otel_cmb import deleting
 from otel_cmb.binding import Binding, bind
 from otel_cmb.config import Settings, safe_url
+from otel_cmb.database_url import check_url
 from otel_cmb.deleting import Deleting
 from otel_cmb.dialects import in_list, list_param, qualified
 from otel_cmb.database_url import check_url
