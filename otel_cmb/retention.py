@@ -23,7 +23,6 @@ from otel_cmb.config import Settings, safe_url
 from otel_cmb.database_url import check_url
 from otel_cmb.deleting import Deleting
 from otel_cmb.dialects import in_list, list_param, qualified
-from otel_cmb.database_url import check_url
 from otel_cmb.engines import clear_errors, make_engine
 from otel_cmb.errors import ConfigurationError
 from otel_cmb.event import trace_id_range
