@@ -17,7 +17,7 @@ from otel_cmb.errors import ConfigurationError, JournalError
 from otel_cmb.event import Stamp
 from otel_cmb.pipeline import Pipeline, get_pipeline, use_pipeline
 from otel_cmb.sdk import span_from_sdk
-from otel_cmb.surroundings import placed
+from otel_cmb.surroundings import placed, text_of
 
 __all__ = ["CMBSpanExporter", "exporters"]
 
@@ -121,5 +121,4 @@ def _ids(spans: Sequence[ReadableSpan]) -> list[tuple[str, str]]:
 
 
 def _stamp(span: ReadableSpan, pipeline: Pipeline) -> Stamp:
-    named = (span.attributes or {}).get(RUN_ID)
-    return placed(Stamp(run_id=str(named) if named else None), pipeline)
+    return placed(Stamp(run_id=text_of((span.attributes or {}).get(RUN_ID))), pipeline, span.resource)

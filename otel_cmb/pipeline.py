@@ -122,7 +122,7 @@ class Pipeline:
                     self._intake.place()
             self._writer.nudge()
 
-    def ended(self, span: ReadableSpan, otherwise: Callable[[], Stamp] = Stamp) -> None:
+    def ended(self, span: ReadableSpan, otherwise: Callable[[ReadableSpan], Stamp] = lambda _: Stamp()) -> None:
         """A span ended: in the journal when this returns (or counted as lost, with the reason).
 
         `otherwise` says run and session of a span whose start was not seen here.
@@ -133,7 +133,7 @@ class Pipeline:
         stamp = self._running.end(context)
         self._ledger.arrived(1)
         try:
-            copied = span_from_sdk(span, stamp if stamp is not None else otherwise())
+            copied = span_from_sdk(span, stamp if stamp is not None else otherwise(span))
             self._intake.append([self._intake.body(END, copied)], [copied])
         except (JournalError, ConfigurationError) as error:
             self._ledger.lost_on_arrival("journal")

@@ -19,7 +19,7 @@ from otel_cmb.database_url import check_url
 from otel_cmb.event import Stamp
 from otel_cmb.pipeline import Pipeline, get_pipeline, use_pipeline
 from otel_cmb.sdk import plain_dict
-from otel_cmb.surroundings import placed
+from otel_cmb.surroundings import placed, text_of
 
 __all__ = ["CMBSpanProcessor"]
 
@@ -82,9 +82,9 @@ class CMBSpanProcessor(SpanProcessor):
         """Pickled as its settings: the process it is unpickled in has a pipeline of its own."""
         return _rebuilt, (type(self), self._keywords)
 
-    def _unseen(self) -> Stamp:
+    def _unseen(self, span: ReadableSpan) -> Stamp:
         """Of a span whose start we did not see; what its context said is among its attributes."""
-        return placed(Stamp(), self._pipeline)
+        return placed(Stamp(), self._pipeline, span.resource)
 
     def _stamp(self, span: Span, parent_context: Context | None) -> Stamp:
         given = getattr(span, "_attributes", None)
@@ -106,10 +106,10 @@ class CMBSpanProcessor(SpanProcessor):
         if given and not _KEYS.isdisjoint(given):
             # Attributes given at the start are remembered: a span with more than 128 of them drops its oldest.
             for key, name in _STAMPED:
-                if key in given:
-                    setattr(stamp, name, str(given[key]))
+                if key in given and (said := text_of(given[key])):
+                    setattr(stamp, name, said)
         named = stamp.run_id
-        stamp = placed(stamp, self._pipeline)
+        stamp = placed(stamp, self._pipeline, span.resource)
         if stamp.run_id not in (named, None) and stamp.door_run_id is None:
             span.set_attribute(RUN_ID, stamp.run_id)  # who looks for a run in Jaeger finds all its traces by this
         return stamp

@@ -10,16 +10,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from otel_cmb.environment import Variable
 from otel_cmb.errors import ConfigurationError
 from otel_cmb.event import Stamp
+from otel_cmb.sdk import resource_of
 
 if TYPE_CHECKING:
     from otel_cmb.pipeline import Pipeline
 
-__all__ = ["NODE", "RUN", "SESSION", "STEP", "placed", "remember_run", "run_in", "with_environment", "writing_pipelines"]
+__all__ = ["NODE", "RUN", "SESSION", "STEP", "placed", "remember_run", "run_in", "surrounded", "text_of", "writing_pipelines"]
 
 RUN, SESSION, NODE, STEP = (
     Variable(name) for name in ("OTEL_CMB_RUN_ID", "OTEL_CMB_SESSION_ID", "OTEL_CMB_NODE_ID", "OTEL_CMB_STEP_ID"))
@@ -32,9 +33,27 @@ REMEMBERED = 10_000
 _homes: dict[str, str] = {}
 """The database of each run that this process has made or checked."""
 
+_PLACES = (("cmb.node.id", "node_id"), ("cmb.step.id", "step_id"))
+_NAMES = frozenset(("cmb.run.id", "cmb.session.id", *(key for key, _ in _PLACES)))
 
-def with_environment(stamp: Stamp) -> Stamp:
-    """Fill what nobody said from the environment. A node or step of the environment's run goes with that run only."""
+_silent: list[Any] = [None]
+"""The resource that was seen last to say nothing of these: that of nearly every span."""
+
+
+def text_of(value: Any) -> str | None:
+    """The id an attribute's value says; `None` for an empty one, and for what is none."""
+    return str(value) if isinstance(value, (str, int)) and value != "" else None
+
+
+def surrounded(stamp: Stamp, resource: Any) -> Stamp:
+    """Fill what nobody said from the resource (the SDK's, or `None`), then from the environment. The session of
+    the resource's run, and anything of the environment's, goes with that run only."""
+    if resource is not _silent[0]:
+        said = resource_of(resource).attributes
+        if _NAMES.isdisjoint(said):
+            _silent[0] = resource
+        else:
+            _fill(stamp, said)
     run_id = RUN.get()
     if not run_id or stamp.run_id not in (None, run_id):
         return stamp
@@ -44,6 +63,17 @@ def with_environment(stamp: Stamp) -> Stamp:
     stamp.node_id = stamp.node_id or (NODE.get() if same else NODE.now()) or None
     stamp.step_id = stamp.step_id or (STEP.get() if same else STEP.now()) or None
     return stamp
+
+
+def _fill(stamp: Stamp, said: dict[str, Any]) -> None:
+    """What the resource says of what the stamp does not."""
+    run_id = text_of(said.get("cmb.run.id"))
+    if run_id is None or stamp.run_id in (None, run_id):
+        stamp.run_id = run_id if stamp.run_id is None else stamp.run_id
+        stamp.session_id = stamp.session_id or text_of(said.get("cmb.session.id"))
+    for key, name in _PLACES:
+        if key in said and not getattr(stamp, name):
+            setattr(stamp, name, text_of(said[key]))
 
 
 def remember_run(run_id: str, pipeline: Pipeline) -> None:
@@ -63,9 +93,9 @@ def run_in(run_id: str | None, pipeline: Pipeline) -> str | None:
     return ours if ours and _home(ours) == pipeline.database else None
 
 
-def placed(stamp: Stamp, pipeline: Pipeline) -> Stamp:
-    """What the context and the span say, filled from the environment, as this pipeline's database has it."""
-    stamp = with_environment(stamp)
+def placed(stamp: Stamp, pipeline: Pipeline, resource: Any) -> Stamp:
+    """What the context and the span say, filled from resource and environment, as this pipeline's database has it."""
+    stamp = surrounded(stamp, resource)
     run_id = run_in(stamp.run_id, pipeline)
     if run_id != stamp.run_id:
         stamp.session_id, stamp.door_run_id = None, run_id or pipeline.automatic_run_id

@@ -24,7 +24,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from fault_support import agent_span, check_orders, events, lawful, pipeline_of, query, tracing, wait_for
+from opentelemetry import trace
+from opentelemetry.baggage import set_baggage
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_value
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
 from support import application_schema
@@ -572,6 +575,59 @@ def test_two_processors_of_one_database_store_each_span_once(
         assert (stats.received, stats.committed, stats.merged, stats.parked) == (10, 5, 5, {})
         provider.shutdown()
     assert {row["run_id"] for row in events(sqlite_url).values()} == {"of-the-environment"}
+
+
+@pytest.mark.parametrize("kind", ["processor", "exporter"])
+def test_the_resource_outranks_the_environment_and_the_context_the_resource(
+    kind: str, sqlite_url: str, state_dir: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """DESIGN section 5: context, resource, environment; also for the rows of `node()` and `step()`."""
+    for name in ("RUN", "SESSION", "NODE", "STEP"):
+        monkeypatch.setenv(f"OTEL_CMB_{name}_ID", f"env-{name.lower()}")
+    settings: dict[str, Any] = {"database_url": sqlite_url, "state_dir": str(state_dir), "on_missing_run": "create"}
+    door = CMBSpanProcessor(**settings) if kind == "processor" else SimpleSpanProcessor(CMBSpanExporter(**settings))
+    named = {f"cmb.{name}.id": f"res-{name}" for name in ("run", "session", "node", "step")}
+    provider = TracerProvider(resource=Resource(named), shutdown_on_exit=False)
+    bare = TracerProvider(resource=Resource({"cmb.node.id": "res-node"}), shutdown_on_exit=False)
+    for one in (provider, bare):
+        one.add_span_processor(door)
+    provider.get_tracer("t").start_span("invoke_agent", attributes=AGENT).end()
+    bare.get_tracer("t").start_span("invoke_agent", attributes=AGENT).end()
+    context = set_baggage("cmb.run.id", "context-run")
+    if kind == "processor":
+        provider.get_tracer("t").start_span("invoke_agent", context=context, attributes={**AGENT, "cmb.run.id": ""}).end()
+    assert provider.force_flush(10_000)
+    rows = {row["run_id"]: (row["node_id"], row["session_id"]) for row in events(sqlite_url).values()}
+    if kind == "processor":
+        [default] = query(sqlite_url, "SELECT id FROM sessions WHERE name = 'default'")[0]
+        assert rows.pop("context-run") == ("res-node", default)
+    assert rows == {"res-run": ("res-node", "res-session"), "env-run": ("res-node", "env-session")}
+    if kind == "processor":
+        monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+        with otel_cmb.node("inner"):
+            pass
+        assert provider.force_flush(10_000)
+        assert query(sqlite_url, "SELECT run_id FROM dag_nodes WHERE id = 'inner'") == [("res-run",)]
+    provider.shutdown()
+
+
+def test_a_run_of_the_program_has_its_own_session_whatever_run_the_resource_names(sqlite_url: str, state_dir: Path) -> None:
+    """The resource's session is that of the resource's run; everything in `run()` was parked for it."""
+    processor = CMBSpanProcessor(sqlite_url, state_dir=str(state_dir), on_missing_run="create")
+    provider = TracerProvider(
+        resource=Resource({"cmb.run.id": "res-run", "cmb.session.id": "res-session"}), shutdown_on_exit=False)
+    provider.add_span_processor(processor)
+    tracer = provider.get_tracer("t")
+    with otel_cmb.run() as run:
+        tracer.start_span("invoke_agent", attributes=AGENT).end()
+    tracer.start_span("invoke_agent", attributes=AGENT).end()
+    assert provider.force_flush(10_000)
+    sessions = dict(query(sqlite_url, "SELECT id, name FROM sessions"))
+    rows = {row["run_id"]: row["session_id"] for row in events(sqlite_url).values()}
+    assert sessions[rows.pop(run.id)] == "default"
+    assert rows == {"res-run": "res-session"}
+    assert processor.stats().parked == {}
+    provider.shutdown()
 
 
 def test_two_traces_with_the_same_span_ids_are_told_apart(sqlite_url: str, state_dir: Path) -> None:
