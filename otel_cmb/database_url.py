@@ -109,6 +109,12 @@ def _check_file(url: URL, text: str, shown: str, *, read_only: bool) -> str:
         raise DatabaseURLError(
             f"database {shown!r}: directory {os.path.dirname(path)} is not writable, and SQLite keeps its journal there"
         )
+    if read_only and not os.access(os.path.dirname(path), os.W_OK) and _needs_a_writer(path):
+        raise DatabaseURLError(
+            f"database {shown!r}: directory {os.path.dirname(path)} is not writable, where SQLite reads a WAL file only while "
+            "another program has it open for writing; copy the file (with its -wal, if there is one) to a directory that is "
+            "writable and name the copy"
+        )
     return path
 
 
@@ -125,6 +131,18 @@ def _is_sqlite(path: str) -> bool:
     finally:
         connection.close()
     return True
+
+
+def _needs_a_writer(path: str) -> bool:
+    """Whether SQLite would have to make the shared memory of a WAL file before it can read it."""
+    connection = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=0)
+    try:
+        connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.OperationalError as error:
+        return "readonly" in str(error) or "unable to open" in str(error)
+    finally:
+        connection.close()
+    return False
 
 
 def _check_directory(path: str, shown: str, *, read_only: bool) -> None:
