@@ -464,6 +464,23 @@ def test_a_run_of_the_application_is_named_by_its_alias_and_the_node_goes_with_i
     assert [run.status for run in shell.runs()] == ["executing"]
 
 
+@pytest.mark.parametrize(("named", "node"), [("cmb.run.id=elsewhere,", None), ("", "step_1")])
+def test_a_run_that_the_resource_names_is_not_the_commands(shell: Shell, named: str, node: str | None) -> None:
+    """`OTEL_RESOURCE_ATTRIBUTES` outranks `OTEL_CMB_RUN_ID`; the command's own run is meant all the same."""
+    shell.program("""
+        import os
+        print(os.environ["OTEL_RESOURCE_ATTRIBUTES"])
+        with agent("engineer"):
+            pass
+    """)
+    attributes = f"team=blue,{named}cmb.session.id=s, cmb.node.id=step_1"
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py", OTEL_RESOURCE_ATTRIBUTES=attributes)
+    assert "1 event in" in done.stderr
+    assert done.stdout == ("team=blue\n" if named else "team=blue, cmb.node.id=step_1\n")
+    [event] = shell.events()
+    assert (event.run_id, event.node_id) == (only_run(shell).id, node)
+
+
 def test_two_installations_instrument_a_program_once(shell: Shell, tmp_path: Path) -> None:
     """A program in one virtual environment starts `otel-cmb run` of another one: both put their file on the path."""
     import otel_cmb.instrumentation
