@@ -457,3 +457,10 @@ def test_a_database_url_that_is_none_is_said_although_there_is_nothing_to_import
     done = CliRunner().invoke(cli, ["import", str(empty), "--database-url", "garbage"])
     assert isinstance(done.exception, ConfigurationError)
     assert "'garbage' cannot be read" in str(done.exception)
+
+
+def test_a_directory_is_told_what_to_name_in_it(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["import", str(tmp_path), "--database-url", f"sqlite:///{tmp_path}/x.db"])
+    assert isinstance(done.exception, ConfigurationError)
+    assert "found a directory; expected an OTLP file" in str(done.exception)
+    assert not (tmp_path / "x.db").exists()

@@ -1147,3 +1147,31 @@ def test_what_ran_while_the_database_was_away_is_stored_when_it_is_back(
     assert run.started_at < run.completed_at
     [event] = shell.events(url)
     assert (event.agent_name, event.node_id, event.status) == ("engineer", "step_1", "completed")
+
+@pytest.mark.parametrize("command", ["show", "runs"])
+def test_an_output_that_lacks_our_characters_gets_others(shell: Shell, command: str) -> None:
+    """Terminals and pipes of Latin-1 or ASCII: a character they lack ended the command with a traceback."""
+    shell.program("""
+        with agent("planner"):
+            pass
+    """)
+    shell.run("otel-cmb", "run", "--task", "Größe → 日", "--", "python", "program.py")
+    told, as_json = (
+        subprocess.run([BIN / "otel-cmb", command, *options], cwd=shell.directory, env=shell.environment(PYTHONIOENCODING="ascii"),
+                       capture_output=True, timeout=60, check=True).stdout for options in ((), ("--json",)))
+    assert "Gr??e > ?" in told.decode("ascii")
+    assert "Größe → 日" in as_json.decode("utf-8")
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["shwo"], "there is no command 'shwo'. Did you mean 'show'?"),
+    (["program.py", "--fast"], "A program is run by: otel-cmb run -- python program.py --fast"),
+    (["touch", "x"], "A program is run by: otel-cmb run -- touch x"),
+    (["nothing-like-it"], "there is no command 'nothing-like-it'."),
+])
+def test_a_command_that_is_none_says_what_was_probably_meant(shell: Shell, words: list[str], said: str) -> None:
+    (shell.directory / "program.py").write_text("", encoding="utf-8")
+    done = shell.run("otel-cmb", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (shell.directory / "x").exists()
