@@ -1,7 +1,7 @@
 """OTLP/JSON (opentelemetry-proto v1.11.0, docs/specification.md "JSON Protobuf Encoding") to spans and back.
 
-Ids are hex (base64 with padding, as a plain protobuf JSON writer makes it, is read too), enums integers or names,
-64-bit integers strings or numbers, bytes base64; unknown fields are ignored. Values of the wrong
+Ids are hex (base64, as a plain protobuf JSON writer makes it, is read too), enums integers or names,
+64-bit integers strings or numbers, bytes base64 in any form; unknown fields are ignored. Values of the wrong
 JSON type are left out.
 """
 
@@ -35,6 +35,8 @@ _KINDS = {
 }
 _STATUS = {"STATUS_CODE_UNSET": 0, "STATUS_CODE_OK": 1, "STATUS_CODE_ERROR": 2}
 _HEX = frozenset("0123456789abcdef")
+_BOM = b"\xef\xbb\xbf"
+_STANDARD = str.maketrans("-_", "+/", "\r\n")
 
 
 def _whole(value: Any) -> int:
@@ -82,19 +84,38 @@ def time_of(value: Any) -> int:
     return min(_whole(value), MAX_TIME_NS)
 
 
+def _integer(digits: str) -> int | float:
+    """Python reads 4,300 digits at most; what has more is beyond every number."""
+    try:
+        return int(digits)
+    except ValueError:
+        return float(digits)
+
+
 def read_json(data: bytes) -> Any:
-    """The JSON value of these bytes, also where a program wrote NaN, lone surrogates or bytes that are no UTF-8.
+    """The JSON value of these bytes, also where a program wrote a byte order mark, UTF-16 or UTF-32, NaN, lone surrogates or
+    bytes that are no UTF-8.
 
     Raises :class:`MalformedError`.
     """
     try:
-        return orjson.loads(data)
+        return orjson.loads(data.removeprefix(_BOM))
     except orjson.JSONDecodeError:
         pass
     try:
-        return json.loads(data.decode("utf-8", "replace"))
+        return json.loads(data.decode(json.detect_encoding(data), "replace"), parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise MalformedError(f"not JSON: {error}") from error
+
+
+def _base64(text: str) -> bytes | None:
+    """The bytes of standard or URL-safe base64, with padding or without, as protobuf's JSON mapping reads it; `None` for what
+    is no base64."""
+    plain = text.translate(_STANDARD).rstrip("=")
+    try:
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except ValueError:  # binascii.Error, or no ASCII
+        return None
 
 
 def hex_id(value: Any, digits: int) -> str:
@@ -104,13 +125,10 @@ def hex_id(value: Any, digits: int) -> str:
     lowered = value.lower()
     if len(lowered) == digits and _HEX.issuperset(lowered):
         return lowered
-    if value.endswith("=") and len(value) == (digits // 2 + 2) // 3 * 4:
-        try:
-            decoded = base64.b64decode(value, validate=True).hex()
-        except ValueError:  # binascii.Error, or no ASCII
-            return ""
-        return decoded if len(decoded) == digits else ""
-    return ""
+    if len(value.rstrip("=")) != (digits * 4 + 5) // 6:
+        return ""
+    decoded = _base64(value)
+    return "" if decoded is None else decoded.hex()
 
 
 def _int_value(value: Any) -> Any:
@@ -129,10 +147,10 @@ def _double_value(value: Any) -> Any:
 
 
 def _bytes_value(value: Any) -> Any:
-    try:
-        return base64.b64decode(value, validate=False)
-    except (TypeError, ValueError):
-        return value if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return None
+    decoded = _base64(value)
+    return value if decoded is None else decoded
 
 
 def value_of(value: Any, depth: int = 0) -> Any:

@@ -55,6 +55,7 @@ def server_options(settings: ServeSettings, connections: int) -> list[tuple[str,
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.max_connection_idle_ms", 600_000),
         ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.http2.settings_timeout", 10_000),
     ]
 
 
@@ -190,8 +191,6 @@ class GrpcDoor:
     def _exporter(self, signal: str) -> Callable[[Any, Any], Awaitable[bytes]]:
         async def export(_: Any, context: Any) -> bytes:
             answer = await self._answer(signal, context)
-            if answer is None:
-                return b""
             if answer.situation == "ok":
                 data: bytes = response_of(answer, signal).SerializeToString()
                 return data
@@ -200,8 +199,8 @@ class GrpcDoor:
 
         return export
 
-    async def _answer(self, signal: str, context: Any) -> Answer | None:
-        """`None`: the client is gone, or gRPC has already answered (message too large)."""
+    async def _answer(self, signal: str, context: Any) -> Answer:
+        """Where the client is gone, or gRPC has answered itself (message too large), nobody hears it."""
         house = self._house
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         caller = house.caller(metadata.get("authorization"), metadata.get(RUN_ID))
@@ -215,7 +214,7 @@ class GrpcDoor:
         try:
             body = await house.receive(place, context.read())
             if not isinstance(body, bytes):
-                return None
+                return house.say("grpc", signal, "malformed", "the call ended before its message did")
             if not place.add(len(body)):
                 return house.say("grpc", signal, "overloaded", "too many bytes at once")
             return await house.work(place, signal, body, caller, encoding=_encoding(body))

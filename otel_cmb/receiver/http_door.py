@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["HttpDoor"]
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
-EXPORTS = ("/v1/traces", "/v1/logs")
+METHODS = {"/v1/traces": "POST", "/v1/logs": "POST", "/healthz": "GET, HEAD", "/readyz": "GET, HEAD", "/metrics": "GET, HEAD"}
+"""What the receiver's own paths allow. Said here for the pages beside it, which begin at `/` and would answer "not found"."""
 FORMS = {PROTOBUF: False, "application/protobuf": False, JSON: True}
 ENCODINGS = {"": "identity", "identity": "identity", "gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 DISCARD_BYTES, DISCARD_SECONDS = 256 * 1_048_576, 10.0
@@ -101,8 +102,9 @@ class HttpDoor:
         await self._opened.aclose()
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] in EXPORTS:
-            await PlainTextResponse("Method Not Allowed", 405, {"allow": "POST"})(scope, receive, send)
+        allowed = METHODS.get(scope["path"])
+        if allowed is not None:
+            await PlainTextResponse("Method Not Allowed", 405, {"allow": allowed})(scope, receive, send)
         else:
             await (self._web or await self._open_web())(scope, receive, send)
 

@@ -49,6 +49,10 @@ class TooLargeError(ValueError):
     """More bytes, spans or parts than the limits allow."""
 
 
+class NothingKnownError(ValueError):
+    """JSON without anything the receiver knows: unknown fields are ignored, as the protocol demands, but not in silence."""
+
+
 class Pipeline(Protocol):
     """What the receiver asks of :class:`otel_cmb.pipeline.Pipeline`."""
 
@@ -137,6 +141,9 @@ class Intake:
             answer = self._take(signal, body, as_json, encoding, caller)
         except (TooLargeError, TooManyPartsError, TooManySpansError) as error:
             answer = Answer("too_large", f"{error}; send smaller requests")
+        except NothingKnownError as error:
+            _LOG.warning("a request held nothing to store: %s", error)
+            answer = Answer("ok", str(error))
         except MalformedError as error:
             answer = Answer("malformed", str(error), violations=[str(error)])
         except (JournalError, CMBError, OSError) as error:
@@ -174,14 +181,18 @@ class Intake:
         if len(body) > LARGE:
             check_parts(body, self.limits.max_parts, kind)
 
-    def _json(self, body: bytes) -> Any:
+    def _json(self, body: bytes, expected: str) -> Any:
         if len(body) > LARGE and body.count(b"{") + body.count(b"[") > 2 * self.limits.max_parts:
             raise TooLargeError(f"more than {2 * self.limits.max_parts} JSON objects in one request")
-        return read_json(body)
+        found = read_json(body)
+        if isinstance(found, dict) and found and expected not in found:
+            keys = ", ".join(list(found)[:5])
+            raise NothingKnownError(f"found {keys[:200]}, expected {expected} (field names are lowerCamelCase): nothing is stored")
+        return found
 
     def _traces(self, body: bytes, as_json: bool) -> Decoded:
         if as_json:
-            decoded = decode(self._json(body), self._clock())
+            decoded = decode(self._json(body, "resourceSpans"), self._clock())
         else:
             self._check(ExportTraceServiceRequest, body)
             found = self._shallow.decode(body, self._clock(), self.limits.max_spans)
@@ -198,7 +209,7 @@ class Intake:
 
     def _logs(self, body: bytes, as_json: bool) -> list[SpanContent]:
         if as_json:
-            return log_records_from_json(self._json(body))
+            return log_records_from_json(self._json(body, "resourceLogs"))
         self._check(ExportLogsServiceRequest, body)
         request, _ = parse(ExportLogsServiceRequest, body)
         return log_records_from_request(request)

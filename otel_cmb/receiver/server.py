@@ -172,7 +172,8 @@ def serve(settings: ServeSettings, general: Settings) -> None:
     The addresses are printed on stderr, on one line, when every door is open. What could not be committed by the end
     stays in the journal.
     """
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # gRPC's library writes past our log, a line for each call that is not gRPC: any peer could fill a disk with it
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from otel_cmb.pipeline import NO_ANSWER, get_pipeline, state_directory
 
     memory.keep_little()

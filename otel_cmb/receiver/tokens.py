@@ -70,7 +70,7 @@ class TokenFile:
         self._looked = time.monotonic()
         try:
             self._seen = self._signature()
-            with open(self._path, encoding="utf-8") as file:
+            with open(self._path, encoding="utf-8-sig") as file:
                 self._tokens = _parse(file.read(), self._path)
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"token file {self._path} cannot be read: {error}") from error
@@ -95,7 +95,7 @@ class TokenFile:
             return
         self._seen = signature
         try:
-            with open(self._path, encoding="utf-8") as file:
+            with open(self._path, encoding="utf-8-sig") as file:
                 self._tokens = _parse(file.read(), self._path)
         except (OSError, UnicodeDecodeError, ConfigurationError) as error:
             _LOG.error("token file is not usable, the tokens read before stay valid: %s", error)
