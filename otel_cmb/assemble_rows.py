@@ -9,6 +9,7 @@ from otel_cmb.event import Event, FileRow, MessageRow, derived_id
 from otel_cmb.mapper import Facts
 from otel_cmb.mapper_results import content_of
 from otel_cmb.messages import as_json
+from otel_cmb.payload import text_of
 from otel_cmb.vocabulary.base import AGENT, CODE, FILE, HANDOFF, TOOL
 
 __all__ = ["add_rows", "events_inside"]
@@ -21,8 +22,8 @@ def add_rows(event: Event, inputs: Mapping[str, Any]) -> None:
         tokens = event.meta.get("tokens")
         event.messages = [
             MessageRow(
-                str(sender or event.agent_name or ""), str(recipient or ""),
-                content if isinstance(content, str) else "" if content is None else str(content),
+                text_of(event.agent_name or "" if sender is None else sender), "" if recipient is None else text_of(recipient),
+                "" if content is None else text_of(content),
                 tokens if isinstance(tokens, int) else None,
             )
         ]  # fmt: skip

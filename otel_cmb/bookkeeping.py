@@ -13,7 +13,7 @@ from otel_cmb.items import COMMITTED, DEFERRED, ENDED, MERGED, PARKED, UNSETTLED
 from otel_cmb.items import Outcome as Fate
 from otel_cmb.journal import Journal
 from otel_cmb.journal_bodies import Batch
-from otel_cmb.journal_records import NO_SPAN, START, Parked, Progress, Record
+from otel_cmb.journal_records import LATEST_DUE, NO_SPAN, START, Parked, Progress, Record
 from otel_cmb.ledger import Ledger
 from otel_cmb.sanitize import clean_text
 from otel_cmb.standby import Standby
@@ -159,10 +159,10 @@ class Bookkeeper:
 
     def _parked(self, item: Item, fate: Fate, body: bytes, now: float, before: Parked | None = None) -> Parked:
         deferred = fate.result == DEFERRED
-        since = before.since if before is not None else now
+        since = min(before.since, now) if before is not None else now  # the clock may have gone back
         attempts = before.attempts + 1 if before is not None else 1
         if deferred:
-            due: float | None = since + self._settings.settle_time
+            due: float | None = min(since + self._settings.settle_time, now + LATEST_DUE)
         elif fate.reason == NO_SPAN and now - since > self._settings.park_retry:
             due = now + (now - since) / 2
         elif fate.reason == REJECTED or now - since > self._settings.park_retry:

@@ -28,7 +28,7 @@ from otel_cmb._version import __version__
 from otel_cmb.event import Stamp
 from otel_cmb.notes import RUN_MADE, note
 from otel_cmb.sanitize import clean_text
-from otel_cmb.surroundings import NODE, RUN, SESSION, STEP, remember_run, run_in, with_environment, writing_pipelines
+from otel_cmb.surroundings import NODE, RUN, SESSION, STEP, remember_run, run_in, surrounded, writing_pipelines
 
 __all__ = ["Node", "Run", "Step", "attach", "current", "node", "run", "step", "tracer", "with_parent_event"]
 
@@ -76,8 +76,9 @@ def stamp_of(context: Context | None = None) -> Stamp:
 
 
 def current() -> Stamp:
-    """Where the code is now: context first, then `OTEL_CMB_RUN_ID` and its relatives."""
-    return with_environment(stamp_of())
+    """Where the code is now: context first, then the resource of the global provider, then `OTEL_CMB_RUN_ID` and its
+    relatives."""
+    return surrounded(stamp_of(), getattr(trace.get_tracer_provider(), "resource", None))
 
 
 def made_here(run_id: str) -> bool:

@@ -16,13 +16,10 @@ MOST = 4_194_304
 """Longest text that is looked into: what an attribute may hold at most."""
 DEEPEST = 64
 
-_STRING = r'"[^"\\]*(?:\\.[^"\\]*)*'
-_TOKEN = re.compile(rf'{_STRING}"?|[][{{}},]', re.DOTALL)
-_LITERAL = r"[\d.eE+-]+|t(?:r(?:ue?)?)?|f(?:a(?:l(?:se?)?)?)?|n(?:u(?:ll?)?)?"
-_BEGUN = rf'(?:{_STRING}"?|{_LITERAL})'
-_REST = re.compile(rf'\s*(?:,\s*)?(?:(?:{_STRING}"?(?:\s*:(?:\s*{_BEGUN})?)?|{_LITERAL})\s*)?\\?', re.DOTALL)
-"""What may stand between the last thing that is whole and the cut. Between two runs of blanks there is always something:
-else a text of blanks could be shared out between them in as many ways as it is long."""
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[][{},]', re.DOTALL)
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_LITERAL = re.compile(r"[\d.eE+-]+|t(?:r(?:ue?)?)?|f(?:a(?:l(?:se?)?)?)?|n(?:u(?:ll?)?)?")
+_BLANKS = re.compile(r"\s*")
 _HALF_PAIR = re.compile(r"\\ud[89ab][0-9a-f]{2}(?:\\(?:u[0-9a-f]{0,3})?)?\Z", re.IGNORECASE)
 _CLOSING = {"{": "}", "[": "]"}
 
@@ -48,7 +45,7 @@ def uncut(text: str, *, half: bool) -> Any:
         elif last == ",":
             place = token.start()
     closers = "".join(reversed(opened))
-    if not opened or _REST.fullmatch(text, place) is None:
+    if not opened or not _is_begun(text, place):
         return text
     if half and last[:1] == '"' and (len(last) == 1 or last[-1:] != '"' or text.endswith("\\")):
         torn = _HALF_PAIR.search(text, max(place, len(text) - 16))
@@ -59,6 +56,31 @@ def uncut(text: str, *, half: bool) -> Any:
                 return found
     found = _parsed(text[:place] + closers)
     return found or text
+
+
+def _is_begun(text: str, place: int) -> bool:
+    """Whether what stands between the last thing that is whole and the cut is the beginning of something: a comma, a key, a
+    colon, a value, as far as they go. Read step by step and never back: one pattern for all of it would try every way of
+    sharing a long text out among its parts before it gave up."""
+    place = _past(_BLANKS, text, place)
+    if text.startswith(",", place):
+        place = _past(_BLANKS, text, place + 1)
+    after = _past(_STRING, text, place)
+    if after > place:
+        place = _past(_BLANKS, text, after)
+        if text.startswith(":", place):
+            place = _past(_BLANKS, text, place + 1)
+            after = _past(_STRING, text, place)
+            place = _past(_BLANKS, text, after if after > place else _past(_LITERAL, text, place))
+    else:
+        place = _past(_BLANKS, text, _past(_LITERAL, text, place))
+    return text[place:] in ("", "\\")
+
+
+def _past(pattern: re.Pattern[str], text: str, place: int) -> int:
+    """Where the text goes on after what the pattern finds just there."""
+    found = pattern.match(text, place)
+    return place if found is None else found.end()
 
 
 def _parsed(text: str) -> Any:

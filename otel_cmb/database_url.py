@@ -103,28 +103,38 @@ def _check_file(url: URL, text: str, shown: str, *, read_only: bool) -> str:
     if not os.access(path, os.R_OK if read_only else os.R_OK | os.W_OK):
         wanted = "read" if read_only else "written"
         raise DatabaseURLError(f"database {shown!r}: {path} cannot be {wanted}: Permission denied")
-    if status.st_size and not _is_sqlite(path):  # an empty file is an empty database
+    found = _asked(path) if status.st_size else None  # an empty file is an empty database
+    if found is not None and not isinstance(found, sqlite3.OperationalError):  # locked: a database all the same
         raise DatabaseURLError(f"database {shown!r}: {path} is not a SQLite database; name another file")
-    if not read_only and not os.access(os.path.dirname(path), os.W_OK):
+    if os.access(os.path.dirname(path), os.W_OK):
+        return path
+    if not read_only:
         raise DatabaseURLError(
             f"database {shown!r}: directory {os.path.dirname(path)} is not writable, and SQLite keeps its journal there"
+        )
+    if found is not None and any(words in str(found) for words in ("readonly", "unable to open")):
+        raise DatabaseURLError(
+            f"database {shown!r}: directory {os.path.dirname(path)} is not writable, where SQLite reads a WAL file only while "
+            "another program has it open for writing; copy the file (with its -wal, if there is one) to a directory that is "
+            "writable and name the copy"
         )
     return path
 
 
-def _is_sqlite(path: str) -> bool:
-    """Asked of SQLite itself: opening and closing the file here would drop the locks that other connections of this
-    process hold on it (POSIX advisory locks; sqlite.org/howtocorrupt.html, section 2.2)."""
+def _asked(path: str) -> sqlite3.DatabaseError | None:
+    """What SQLite says about the file; `None` where it can read it.
+
+    Asked of SQLite itself: opening and closing the file here would drop the locks that other connections of this process
+    hold on it (POSIX advisory locks; sqlite.org/howtocorrupt.html, section 2.2).
+    """
     connection = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=0)
     try:
         connection.execute("PRAGMA schema_version").fetchone()
-    except sqlite3.OperationalError:
-        return True  # locked, or in a state only a writer can recover: a database all the same
-    except sqlite3.DatabaseError:
-        return False
+    except sqlite3.DatabaseError as error:
+        return error
     finally:
         connection.close()
-    return True
+    return None
 
 
 def _check_directory(path: str, shown: str, *, read_only: bool) -> None:

@@ -157,7 +157,7 @@ class Drainer:
 
     def _write_all(self) -> None:
         now = clock.monotonic()
-        self._look_after_files()
+        self.look_after_files()
         self._ledger.fold()
         self._running.write_starts(now)
         if self._trouble.retry_at and now < self._trouble.retry_at:
@@ -179,7 +179,7 @@ class Drainer:
             return
         self._intake.rescue()
 
-    def _look_after_files(self) -> None:
+    def look_after_files(self) -> None:
         """Where the program closed all descriptors, and by now has others of their numbers, nothing that was open is used
         again, closed or finalized: SQLite would write into the program's files."""
         found = self._intake.look_after_files()

@@ -73,4 +73,5 @@ class Enriching:
             if self._placing.made_for_trace(run_id, span):
                 ended.add(run_id)
                 self._workflow.end_run(
-                    connection, run_id, status="failed" if span.status_code == 2 else "completed", at_ns=span.end_ns)
+                    connection, run_id, status="failed" if span.status_code == 2 else "completed", at_ns=span.end_ns,
+                    began_ns=span.start_ns)

@@ -17,7 +17,7 @@ from otel_cmb.errors import ConfigurationError, JournalError
 from otel_cmb.event import Stamp
 from otel_cmb.pipeline import Pipeline, get_pipeline, use_pipeline
 from otel_cmb.sdk import span_from_sdk
-from otel_cmb.surroundings import placed
+from otel_cmb.surroundings import placed, text_of
 
 __all__ = ["CMBSpanExporter", "exporters"]
 
@@ -43,6 +43,7 @@ class CMBSpanExporter(SpanExporter):
 
     def __init__(self, database_url: str | None = None, **settings: Any):
         self.keywords = {"database_url": database_url, **settings}
+        self._settings: config.Settings | None = None
         self._pipeline: Pipeline | None = None
         self._problem: str | None = None
         self._shut_down = False
@@ -53,9 +54,17 @@ class CMBSpanExporter(SpanExporter):
     def pipeline(self) -> Pipeline:
         """The pipeline of these settings. Raises :class:`ConfigurationError` for a wrong setting."""
         if self._pipeline is None:
-            self._pipeline = get_pipeline(config.load(**self.keywords))
+            self._pipeline = get_pipeline(self.settings)
+            self._pipeline.also_asked(self.settings, [name for name, value in self.keywords.items() if value is not None])
             use_pipeline(self._pipeline)
         return self._pipeline
+
+    @property
+    def settings(self) -> config.Settings:
+        """What this exporter was told; the pipeline may have been made by another door. Raises :class:`ConfigurationError`."""
+        if self._settings is None:
+            self._settings = config.load(**self.keywords)
+        return self._settings
 
     def leave_to_processor(self) -> None:
         """A processor of the same pipeline has all spans of this provider."""
@@ -67,7 +76,7 @@ class CMBSpanExporter(SpanExporter):
             return SpanExportResult.FAILURE
         try:
             pipeline = self.pipeline
-            timeout = pipeline.settings.export_timeout
+            timeout = self.settings.export_timeout
             if self._processed:
                 stored = pipeline.flush(timeout) and not pipeline.any_parked(_ids(spans))
                 return SpanExportResult.SUCCESS if stored else SpanExportResult.FAILURE
@@ -95,7 +104,7 @@ class CMBSpanExporter(SpanExporter):
         """Write what can be written within `shutdown_timeout`; later exports fail."""
         self._shut_down = True
         if self._pipeline is not None:
-            self._pipeline.shutdown()
+            self._pipeline.shutdown(self.settings.shutdown_timeout)
 
     def stats(self) -> Stats:
         """See :class:`otel_cmb.accounting.Stats`."""
@@ -112,5 +121,4 @@ def _ids(spans: Sequence[ReadableSpan]) -> list[tuple[str, str]]:
 
 
 def _stamp(span: ReadableSpan, pipeline: Pipeline) -> Stamp:
-    named = (span.attributes or {}).get(RUN_ID)
-    return placed(Stamp(run_id=str(named) if named else None), pipeline)
+    return placed(Stamp(run_id=text_of((span.attributes or {}).get(RUN_ID))), pipeline, span.resource)

@@ -105,11 +105,15 @@ class Journal:
         """Whether somebody closed our files since this was asked last: they are open again, or the journal is `gone`; the
         connections of others may be closed likewise. Whoever uses them asks first."""
         with self._log.lock:
+            self._look_whether_ours()
+            taken, self._taken_away = self._taken_away, False
+        return taken
+
+    def _look_whether_ours(self) -> None:
+        with self._log.lock:
             if not self.gone and not self._log.holds():
                 with contextlib.suppress(OSError):
                     self._take_back()
-            taken, self._taken_away = self._taken_away, False
-        return taken
 
     def abandon(self) -> None:
         """Its files were closed under our hands: nothing of it is used any more, and who can take it may."""
@@ -251,11 +255,18 @@ class Journal:
 
     def parked_counts(self) -> dict[str, int]:
         """Parked spans by reason (a parked row of `run()` or `node()` is no span)."""
-        return self._state.parked_counts()
+        return self._state.parked_counts() if self._may_be_asked() else {}
 
     def any_parked(self, spans: Iterable[tuple[str, str]]) -> bool:
         """Whether one of these spans (trace id, span id) is parked."""
-        return self._state.any_parked(spans)
+        return self._may_be_asked() and self._state.any_parked(spans)
+
+    def _may_be_asked(self) -> bool:
+        """Asked by any thread, perhaps before the writer has seen that somebody closed our files: SQLite would take the
+        program's for its own, wait for their locks, or find them damaged and close them."""
+        if not self._log.probably_holds():
+            self._look_whether_ours()
+        return not self.gone
 
     def opened_things(self) -> list[tuple[str, str, bytes]]:
         """Rows (kind, id, body) that this process wrote as running and that have not ended."""

@@ -81,7 +81,7 @@ def take(path: str) -> int | None:
 
 def take_again(path: str, fd: int | None) -> int:
     """The descriptor that holds the lock of our own journal: `fd`, or a new one where that is no longer ours. Raises `OSError`
-    where another process was faster."""
+    where another process was faster, and may have removed the journal already."""
     lock = os.path.join(path, "lock")
     found = os.stat(lock)
     if fd is not None and identity(fd) == (found.st_dev, found.st_ino):
@@ -89,6 +89,7 @@ def take_again(path: str, fd: int | None) -> int:
     again = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.stat(lock)  # removed between open and lock
     except OSError:
         os.close(again)
         raise

@@ -202,8 +202,8 @@ def _name_agent(facts: Facts) -> None:
         facts.agent = name
         _starts_a_graph(facts)
         return
-    if facts.kind != AGENT:
-        return
+    if facts.kind != AGENT or (facts.explicit and found.get("event_subtype") == "message"):
+        return  # a message that names no sender is nobody's: its span is no agent
     name = found.get("plain_name")
     if isinstance(name, str) and name:
         facts.agent = name

@@ -46,7 +46,10 @@ def unquoted(value: Any) -> Any:
 
 def structure_of(result: str) -> Any:
     """What a result's text holds: JSON, the Python repr that `str` made of a dictionary or list, or JSON that was cut off;
-    else the text. For what is inferred from a result, not for what is stored of it."""
+    else the text, also where it came as a JSON string. For what is inferred from a result, not for what is stored of it."""
+    if result[:1] == '"':
+        held = as_json(result)
+        result = held if type(held) is str and held is not result else result[1:]  # cut off: as far as it goes
     if result[:1] not in ("{", "["):
         return result
     parsed = as_json(result)
@@ -148,6 +151,9 @@ def error_result(result: Any) -> bool:
     """Whether a tool's result says by its form that the call failed: AG2's `[false, ...]`, MCP's `isError`, LangChain's
     `status: error`, or the same as Python writes it. What a tool writes as text is its own business."""
     if isinstance(result, str):
+        if result[:1] == '"':
+            held = as_json(result) if "rror" in result else result
+            return held is not result and error_result(held)
         if result[:1] in ("{", "["):
             held = structure_of(result) if _ERROR_HINT.search(result) is not None else result
             return held is not result and error_result(held)

@@ -125,7 +125,7 @@ def hex_id(value: Any, digits: int) -> str:
     lowered = value.lower()
     if len(lowered) == digits and _HEX.issuperset(lowered):
         return lowered
-    if len(value.rstrip("=")) != (digits * 4 + 5) // 6:
+    if len(value.rstrip("=")) != (digits * 4 + 5) // 6 or _HEX.issuperset(lowered):  # hex of a wrong length is no base64
         return ""
     decoded = _base64(value)
     return "" if decoded is None else decoded.hex()

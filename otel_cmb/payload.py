@@ -43,8 +43,15 @@ def to_json(value: Any) -> str:
 
 
 def text_of(value: Any) -> str:
-    """The value as a person reads it: a text as it is, anything else as JSON."""
-    return value if isinstance(value, str) else to_json(value)
+    """The value as a person reads it: a text as it is, an exception as what it says, anything else as JSON; what is a text
+    there (a path, bytes, a date, a `repr`) without quotes."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, BaseException):
+        with contextlib.suppress(Exception):  # one whose __str__ raises
+            return f"{type(value).__name__}: {said}" if (said := str(value)) else type(value).__name__
+    text = to_json(value)
+    return str(json.loads(text)) if text[:1] == '"' else text
 
 
 def _known(value: Any) -> Any:

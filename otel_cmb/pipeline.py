@@ -57,6 +57,9 @@ _log = logging.getLogger("otel_cmb")
 NO_ANSWER = 10.0
 """Seconds after which a database that neither answers nor fails counts as one that cannot be written."""
 
+_OF_A_DOOR = frozenset(("export_timeout", "shutdown_timeout"))
+"""Settings that each door has for itself; all others are the pipeline's."""
+
 LAST_LOOK = 1.0
 """Seconds that are left for a question at least, when what comes before it has taken all the time there was."""
 
@@ -97,6 +100,16 @@ class Pipeline:
         self._writer.closed, self._writer.begun = False, True
         self._shutdown_begun, self._shutdown_by = None, math.inf
 
+    def also_asked(self, settings: Settings, keywords: Iterable[str]) -> None:
+        """Say which of the settings that a further door was given count no more: what was made first is at work."""
+        ours = self.settings
+        theirs = [name for name in keywords if name not in _OF_A_DOOR and getattr(settings, name) != getattr(ours, name)]
+        if theirs:
+            told = (f"{name}={getattr(settings, name)!r} is not applied, {getattr(ours, name)!r} is" for name in theirs)
+            self._trouble.say(
+                "asked " + " ".join(theirs), "%s: this process writes there already; of a further door %s",
+                safe_url(ours.database_url), ", ".join(told))
+
     # -- doors ---------------------------------------------------------------------------------------------------------
 
     def started(self, span: ReadableSpan, stamp: Stamp) -> None:
@@ -109,7 +122,7 @@ class Pipeline:
                     self._intake.place()
             self._writer.nudge()
 
-    def ended(self, span: ReadableSpan, otherwise: Callable[[], Stamp] = Stamp) -> None:
+    def ended(self, span: ReadableSpan, otherwise: Callable[[ReadableSpan], Stamp] = lambda _: Stamp()) -> None:
         """A span ended: in the journal when this returns (or counted as lost, with the reason).
 
         `otherwise` says run and session of a span whose start was not seen here.
@@ -120,7 +133,7 @@ class Pipeline:
         stamp = self._running.end(context)
         self._ledger.arrived(1)
         try:
-            copied = span_from_sdk(span, stamp if stamp is not None else otherwise())
+            copied = span_from_sdk(span, stamp if stamp is not None else otherwise(span))
             self._intake.append([self._intake.body(END, copied)], [copied])
         except (JournalError, ConfigurationError) as error:
             self._ledger.lost_on_arrival("journal")

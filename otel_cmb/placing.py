@@ -91,6 +91,7 @@ class Placing:
         """The run of every span, found, checked or made; items without one get their outcome here. A trace's own run is only
         planned: :meth:`make` makes it."""
         self._planned.clear()
+        begun: dict[str, int] | None = None
         runs: dict[int, str | None] = {item.seq: _named_run(item, named[item.seq][0]) for item in items}
         if None in runs.values():
             self._name_by_trace(connection, items, runs)
@@ -105,7 +106,9 @@ class Placing:
             run_id, bound = runs[item.seq], item.span.stamp.bound_session_id
             run = found.get(run_id or "")
             if run is None:
-                run = self._missing_run(connection, item, run_id, session_id)
+                if begun is None:
+                    begun = _beginnings(items, runs)
+                run = self._missing_run(connection, item, run_id, session_id, begun)
                 if run is None:
                     continue
                 found[run.id] = run
@@ -154,21 +157,22 @@ class Placing:
                     "attach(), or OTEL_CMB_RUN_ID")
 
     def _missing_run(
-        self, connection: Connection, item: Item, run_id: str | None, session_id: str | None,
+        self, connection: Connection, item: Item, run_id: str | None, session_id: str | None, begun: Mapping[str, int],
     ) -> RunRow | None:
         """The run is not in the database: make it where that is the rule, else the item's outcome says so."""
         assert item.span is not None
         assert run_id
+        started_ns = begun.get(run_id, item.span.start_ns)
         own = self.nobody_named(run_id, item.span)
         if own or self._settings.on_missing_run == "create":
             session = item.span.stamp.bound_session_id or session_id
             if own and run_id not in self.anonymous:
                 run = RunRow(run_id, self._workflow.session_id(connection, session, exact=True))
-                self._planned[run.id] = (run, item.span.start_ns)
+                self._planned[run.id] = (run, started_ns)
                 return run
             meta = {"automatic": True} if own else MISSING
             return self._workflow.create_run(
-                connection, run_id, session=session, started_ns=item.span.start_ns, meta=meta, exact_session=True)
+                connection, run_id, session=session, started_ns=started_ns, meta=meta, exact_session=True)
         item.outcome = Outcome(PARKED, RUN_NOT_FOUND, missing_run(run_id, self._settings), run_id)
         return None
 
@@ -210,6 +214,16 @@ class Placing:
                 return None
             self._steps[key] = found
         return self._steps[key]
+
+
+def _beginnings(items: Sequence[Item], runs: Mapping[int, str | None]) -> dict[str, int]:
+    """When the first span of each run began, of those that say when: children end, and come, before their parents."""
+    found: dict[str, int] = {}
+    for item in items:
+        run_id = runs[item.seq]
+        if run_id and item.span is not None and item.span.start_ns > 0:
+            found[run_id] = min(found.get(run_id, item.span.start_ns), item.span.start_ns)
+    return found
 
 
 def _named_run(item: Item, run_id: str | None) -> str | None:

@@ -61,8 +61,8 @@ def failure() -> str | None:
     if not isinstance(error, BaseException) or sys.flags.interactive or hasattr(sys, "ps1"):
         return None  # who types at a prompt goes on after an error
     trace = error.__traceback__
-    if trace is None or trace.tb_frame.f_code.co_name not in OUTERMOST:
-        return None  # shown and left behind by somebody else: a test runner, a callback
+    if trace is None or trace.tb_frame.f_code.co_name not in OUTERMOST or trace.tb_frame.f_back is not None:
+        return None  # shown and left behind by somebody else: a test runner, a callback, a prompt in the program
     try:
         message = str(error)
     except Exception:  # noqa: BLE001 - an exception whose __str__ raises

@@ -15,10 +15,11 @@ from opentelemetry.trace import get_current_span
 from otel_cmb import config
 from otel_cmb.accounting import Stats
 from otel_cmb.context import NODE_ID, PARENT_EVENT_ID, RUN_ID, SESSION_ID, STEP_ID
+from otel_cmb.database_url import check_url
 from otel_cmb.event import Stamp
 from otel_cmb.pipeline import Pipeline, get_pipeline, use_pipeline
 from otel_cmb.sdk import plain_dict
-from otel_cmb.surroundings import placed
+from otel_cmb.surroundings import placed, text_of
 
 __all__ = ["CMBSpanProcessor"]
 
@@ -34,13 +35,16 @@ class CMBSpanProcessor(SpanProcessor):
 
     When `on_end` returns, the span is in the journal and survives SIGKILL; its row is visible within 250 ms, for a running
     span too. Neither `on_start` nor `on_end` raises or waits for the database. `force_flush` tells the truth and keeps to
-    its timeout. Keywords are the settings of :data:`otel_cmb.config.SETTINGS`; a wrong one raises
-    :class:`~otel_cmb.errors.ConfigurationError`. Nothing is opened or connected before the first span.
+    its timeout. Keywords are the settings of :data:`otel_cmb.config.SETTINGS`; a wrong one, and a URL that cannot work,
+    raises :class:`~otel_cmb.errors.ConfigurationError`. Nothing is made or connected before the first span.
     """
 
     def __init__(self, database_url: str | None = None, **settings: Any):
         self._keywords = {"database_url": database_url, **settings}
-        self._pipeline = get_pipeline(config.load(**self._keywords))
+        self._settings = config.load(**self._keywords)
+        check_url(self._settings)
+        self._pipeline = get_pipeline(self._settings)
+        self._pipeline.also_asked(self._settings, [name for name, value in settings.items() if value is not None])
         use_pipeline(self._pipeline)
 
     @property
@@ -68,7 +72,7 @@ class CMBSpanProcessor(SpanProcessor):
 
     def shutdown(self) -> None:
         """Write what can be written within `shutdown_timeout`; the rest stays in the journal for the next process."""
-        self._pipeline.shutdown()
+        self._pipeline.shutdown(self._settings.shutdown_timeout)
 
     def stats(self) -> Stats:
         """What was received, committed, merged, ignored, is pending, parked (by reason) or lost (by reason)."""
@@ -78,9 +82,9 @@ class CMBSpanProcessor(SpanProcessor):
         """Pickled as its settings: the process it is unpickled in has a pipeline of its own."""
         return _rebuilt, (type(self), self._keywords)
 
-    def _unseen(self) -> Stamp:
+    def _unseen(self, span: ReadableSpan) -> Stamp:
         """Of a span whose start we did not see; what its context said is among its attributes."""
-        return placed(Stamp(), self._pipeline)
+        return placed(Stamp(), self._pipeline, span.resource)
 
     def _stamp(self, span: Span, parent_context: Context | None) -> Stamp:
         given = getattr(span, "_attributes", None)
@@ -102,10 +106,10 @@ class CMBSpanProcessor(SpanProcessor):
         if given and not _KEYS.isdisjoint(given):
             # Attributes given at the start are remembered: a span with more than 128 of them drops its oldest.
             for key, name in _STAMPED:
-                if key in given:
-                    setattr(stamp, name, str(given[key]))
+                if key in given and (said := text_of(given[key])):
+                    setattr(stamp, name, said)
         named = stamp.run_id
-        stamp = placed(stamp, self._pipeline)
+        stamp = placed(stamp, self._pipeline, span.resource)
         if stamp.run_id not in (named, None) and stamp.door_run_id is None:
             span.set_attribute(RUN_ID, stamp.run_id)  # who looks for a run in Jaeger finds all its traces by this
         return stamp

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Engine
 from otel_cmb import deleting
 from otel_cmb.binding import Binding, bind
 from otel_cmb.config import Settings, safe_url
+from otel_cmb.database_url import check_url
 from otel_cmb.deleting import Deleting
 from otel_cmb.dialects import in_list, list_param, qualified
 from otel_cmb.engines import clear_errors, make_engine
@@ -132,6 +133,7 @@ def _open_here(settings: Settings) -> tuple[set[str], set[str]]:
 
 @contextmanager
 def _opened(settings: Settings, dry_run: bool) -> Iterator[tuple[Engine, Binding]]:
+    check_url(settings, read_only=True)  # a file that is not there is not to be made
     engine = make_engine(settings, read_only=dry_run)
     try:
         with clear_errors(engine):

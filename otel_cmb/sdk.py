@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from otel_cmb.event import Link, Resource, Scope, Span, SpanEvent, Stamp
 from otel_cmb.sanitize import clean
 
-__all__ = ["plain_dict", "span_from_sdk"]
+__all__ = ["plain_dict", "resource_of", "span_from_sdk"]
 
 _resources: dict[int, tuple[Any, Resource]] = {}
 _scopes: dict[int, tuple[Any, Scope]] = {}
@@ -43,7 +43,7 @@ def span_from_sdk(span: ReadableSpan, stamp: Stamp | None = None) -> Span:
         f"{context.trace_id:032x}", f"{context.span_id:016x}", _text(span.name), span.start_time or 0, span.end_time,
         parent_span_id, span.kind._value_ + 1, status.status_code._value_, status.description or "", _attributes(attributes),
         _events(span) if events is None or len(events) else [], _links(span) if links is None or len(links) else [],
-        _resource(span.resource), _scope(span.instrumentation_scope), trace_state.to_header() if trace_state else "", flags,
+        resource_of(span.resource), _scope(span.instrumentation_scope), trace_state.to_header() if trace_state else "", flags,
         span.dropped_attributes, span.dropped_events, span.dropped_links, Stamp() if stamp is None else stamp)
 
 
@@ -109,7 +109,8 @@ def _dropped(attributes: Any) -> int:
     return getattr(attributes, "dropped", 0) or 0
 
 
-def _resource(resource: Any) -> Resource:
+def resource_of(resource: Any) -> Resource:
+    """The SDK's resource as ours; one for the same one, so that looking into it costs nothing."""
     found = _resources.get(id(resource))
     if found is None:
         if len(_resources) >= 64:

@@ -80,7 +80,9 @@ class LLMCall(Block):
     def set_response(self, messages: Any, finish_reason: str | None = None) -> None:
         """What the model answered: a text, a message or several, in OpenAI or parts style."""
         if isinstance(messages, str):
-            messages = {"role": "assistant", "content": messages}
+            messages = [messages]
+        if isinstance(messages, (list, tuple)):  # what the model says is the assistant's, unless a message says otherwise
+            messages = [{"role": "assistant", "content": text} if isinstance(text, str) else text for text in messages]
         self.set("gen_ai.output.messages", to_json(message_parts(messages)))
         if finish_reason is not None:
             self.set("gen_ai.response.finish_reasons", [text_of(finish_reason)])
@@ -198,8 +200,9 @@ def message(sender: str, recipient: str, content: Any, tokens: int | None = None
 
 
 def error(error_message: Any, error_type: str | None = None, agent_name: str | None = None) -> None:
-    """Something went wrong. In an `except` block the type and the stack of what was caught are kept too."""
-    caught = sys.exc_info()[1]
+    """Something went wrong: a text, or the exception itself. Its type and stack are kept too, in an `except` block those of
+    what was caught."""
+    caught = error_message if isinstance(error_message, BaseException) else sys.exc_info()[1]
     stack = None
     if caught is not None:
         error_type = error_type or type_name(caught)

@@ -10,16 +10,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from otel_cmb.environment import Variable
 from otel_cmb.errors import ConfigurationError
 from otel_cmb.event import Stamp
+from otel_cmb.sdk import resource_of
 
 if TYPE_CHECKING:
     from otel_cmb.pipeline import Pipeline
 
-__all__ = ["NODE", "RUN", "SESSION", "STEP", "placed", "remember_run", "run_in", "with_environment", "writing_pipelines"]
+__all__ = ["NODE", "RUN", "SESSION", "STEP", "placed", "remember_run", "run_in", "surrounded", "text_of", "writing_pipelines"]
 
 RUN, SESSION, NODE, STEP = (
     Variable(name) for name in ("OTEL_CMB_RUN_ID", "OTEL_CMB_SESSION_ID", "OTEL_CMB_NODE_ID", "OTEL_CMB_STEP_ID"))
@@ -33,8 +34,22 @@ _homes: dict[str, str] = {}
 """The database of each run that this process has made or checked."""
 
 
-def with_environment(stamp: Stamp) -> Stamp:
-    """Fill what nobody said from the environment. A node or step of the environment's run goes with that run only."""
+_NAMED = (("cmb.run.id", "run_id"), ("cmb.session.id", "session_id"), ("cmb.node.id", "node_id"), ("cmb.step.id", "step_id"))
+
+
+def text_of(value: Any) -> str | None:
+    """The id an attribute's value says; `None` for an empty one, and for what is none."""
+    return str(value) if isinstance(value, (str, int)) and value != "" else None
+
+
+def surrounded(stamp: Stamp, resource: Any) -> Stamp:
+    """Fill what nobody said from the resource (the SDK's, or `None`), then from the environment. A node or step of the
+    environment's run goes with that run only."""
+    if resource is not None:
+        attributes = resource_of(resource).attributes
+        for key, name in _NAMED:
+            if key in attributes and not getattr(stamp, name) and (said := text_of(attributes[key])):
+                setattr(stamp, name, said)
     run_id = RUN.get()
     if not run_id or stamp.run_id not in (None, run_id):
         return stamp
@@ -63,9 +78,9 @@ def run_in(run_id: str | None, pipeline: Pipeline) -> str | None:
     return ours if ours and _home(ours) == pipeline.database else None
 
 
-def placed(stamp: Stamp, pipeline: Pipeline) -> Stamp:
-    """What the context and the span say, filled from the environment, as this pipeline's database has it."""
-    stamp = with_environment(stamp)
+def placed(stamp: Stamp, pipeline: Pipeline, resource: Any) -> Stamp:
+    """What the context and the span say, filled from resource and environment, as this pipeline's database has it."""
+    stamp = surrounded(stamp, resource)
     run_id = run_in(stamp.run_id, pipeline)
     if run_id != stamp.run_id:
         stamp.session_id, stamp.door_run_id = None, run_id or pipeline.automatic_run_id

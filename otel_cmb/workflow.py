@@ -178,16 +178,18 @@ class Workflow:
 
     def end_run(
         self, connection: Connection, run_id: str, *, status: str, at_ns: int, error: str | None = None, quiet: bool = False,
+        began_ns: int = 0,
     ) -> None:
         """End a run that has not ended. A later, surer word (the program's own end) replaces "the process died", and that
-        nothing came any more (`quiet`)."""
+        nothing came any more (`quiet`). `began_ns`: it began then, if that is earlier than was known."""
         values: dict[str, Any] = {"status": status, "completed_at": at_ns}
         table, has_meta = self.table("workflow_runs"), self._has("workflow_runs", "meta")
         row = connection.exec_driver_sql(
-            f"SELECT completed_at{', meta' if has_meta else ''} FROM {table} WHERE id = {self._mark}", (run_id,)).fetchone()
+            f"SELECT completed_at, started_at{', meta' if has_meta else ''} FROM {table} WHERE id = {self._mark}",
+            (run_id,)).fetchone()
         if row is None:
             return
-        meta = as_dict(row[1]) if has_meta else {}
+        meta = as_dict(row[2]) if has_meta else {}
         if row[0] is not None and meta.get("error") != DIED and meta.get("ended") != QUIET:
             return
         meta.pop("error", None)
@@ -198,6 +200,8 @@ class Workflow:
             meta["ended"] = QUIET
         if has_meta:
             values["meta"] = meta
+        if began_ns > 0 and row[1] is not None and began_ns // 1_000 < timestamp_ns(row[1]) // 1_000:
+            values["started_at"] = began_ns
         self.update(connection, "workflow_runs", {"id": run_id}, values)
         if self._binding.owned and status == "failed":
             # What was at work when the run failed has failed with it; an end of its own that comes later outranks that.

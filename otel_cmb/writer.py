@@ -157,6 +157,7 @@ class Writer:
 
     def close(self) -> None:
         """Give everything back; a later `accept` starts over with a new journal. The counts go on."""
+        self._drainer.look_after_files()  # what the program closed already must not be closed again: it may be its own by now
         with self._intake.lock:
             if not self.closed:
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,9 @@ from otel_cmb.engines import make_engine
 
 settings.register_profile("any machine", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background of a shell: programs of tests would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _SERVER_URL = os.environ.get(postgres.URL_ENV)
 

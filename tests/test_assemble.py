@@ -474,6 +474,20 @@ def test_messages_and_files_have_rows() -> None:
     assert [(row.file_path, row.file_type, row.size_bytes) for row in made.files] == [("a/b.csv", "data", 0)]
 
 
+@pytest.mark.parametrize(("inputs", "row"), [
+    ({"sender": "", "recipient": "", "content": ""}, ("", "", "")),
+    ({"recipient": "b", "content": {"c": [1, "ü"]}}, ("", "b", '{"c": [1, "ü"]}')),
+    ({"sender": 0, "recipient": False, "content": 0}, ("0", "false", "0")),
+    ({}, ("", "", "")),
+])
+def test_a_message_says_no_more_than_it_was_given(inputs: dict[str, Any], row: tuple[str, str, str]) -> None:
+    """A message without a sender is not its span's; content that is no text is JSON, as everywhere."""
+    event = one(span(1, None, {"cmb.event.type": "agent_call", "cmb.event.subtype": "message", "cmb.inputs": json.dumps(inputs)},
+                     name="message -> "))  # fmt: skip
+    assert event.agent_name is None
+    assert [(message.sender, message.recipient, message.content) for message in event.messages] == [row]
+
+
 # Whose payloads are kept
 
 

@@ -20,6 +20,7 @@ from support import application_schema
 from support.application_schema import Shape
 
 from otel_cmb import pipeline
+from otel_cmb.compat import cmbagent
 from otel_cmb.compat.cmbagent import EventCaptureManager, get_event_captor, set_event_captor
 from otel_cmb.errors import ConfigurationError, RunNotFoundError
 from otel_cmb.event import event_id
@@ -603,3 +604,10 @@ def test_beside_configure_the_same_spans_go_to_its_exporters(work, database_url,
     assert event_id(f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}") == tool
     assert [row["id"] for row in events(app)] == [tool]
     provider.shutdown()
+
+
+def test_the_provider_of_the_managers_can_be_shut_down(work, manager):
+    manager.capture_tool_call("engineer", "search", {})
+    cmbagent._providers[manager._pipeline].shutdown()
+    assert manager._pipeline.stats().pending == 0
+    assert len(events(work[0])) == 1

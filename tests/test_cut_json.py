@@ -34,7 +34,7 @@ def test_wherever_it_is_cut_what_is_said_was_there(ascii_only: bool) -> None:
     "text",
     [
         "", "x", "{", "[", "[exit code: 3]", "[exit", "{not json", "[1, 2] [exit", '{"a":1}}', '{"a" 1', "[}", '{"a":1} tail',
-        "[INFO] x, y", '{"a": foo, "b":"c', '{"a": 1}',
+        "[INFO] x, y", '["a:"b', '{"a": foo, "b":"c', '{"a": 1}',
     ],
 )  # fmt: skip
 def test_what_was_not_cut_off_stays_the_text(text: str) -> None:
@@ -47,6 +47,7 @@ def test_hostile_texts_take_linear_time() -> None:
     for text in (
         '{"a":' * 50_000, '["' + "\\" * 400_000, '["' + '","' * 200_000, "[" + "1," * 200_000, "[" * 400_000, '["' * 100_000,
         f"[{blank}x", f'{{"a":1,{blank}x', f'{{"a":{blank}x', f'{{"a"{blank}:{blank}1{blank}x', f'["a"{blank},{blank}"b"{blank}x',
+        f'["{blank}"x', f'{{"{blank}" x', f'{{"a":"{blank}" x', f'["{blank}" "{blank}"x', f'["{blank}"' + "\\" * 3,
     ):
         uncut(text, half=True)
     assert time.process_time() - began < 3

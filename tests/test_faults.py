@@ -225,17 +225,18 @@ def test_the_databases_disk_is_full(sqlite_url: str, state_dir: Path) -> None:
 # The program takes our files away.
 
 
-@pytest.mark.parametrize("when", ["written", "pending", "taken"])
+@pytest.mark.parametrize("when", ["written", "pending", "taken", "ends"])
 def test_a_program_that_closes_all_descriptors_keeps_its_files_and_its_spans(
     database_url: str, state_dir: Path, tmp_path: Path, when: str
 ) -> None:
     flushed, counts = run_program("daemon", database_url, state_dir, when, cwd=tmp_path).splitlines()
     # SQLite gives the descriptors of a file to every connection of a process: only the next process can write.
-    stuck = when != "pending" and database_url.startswith("sqlite")
-    assert (flushed, counts) == (("False", "75 20 55") if stuck else ("True", "75 75 0"))
+    stuck = when in ("written", "taken") and database_url.startswith("sqlite")
+    number = 20 if when == "ends" else 75
+    assert (flushed, counts) == (("False", "75 20 55") if stuck else ("True", f"{number} {number} 0"))
     with pipeline_of(database_url, state_dir) as pipeline:
         assert pipeline.replay() == 0
-    assert len(events(database_url)) == 75
+    assert len(events(database_url)) == number
     assert not journals(state_directory(config.load(database_url=database_url, state_dir=str(state_dir))))
 
 
@@ -545,6 +546,24 @@ def test_the_clock_goes_backwards(database_url: str, state_dir: Path, monkeypatc
         wait_for(lambda: not pipeline.stats().parked)
         assert lawful(pipeline.stats()).committed == 2
     assert {row["duration_ms"] for row in events(database_url).values()} == {0, 1}
+    application.engine.dispose()
+
+
+def test_what_was_parked_before_the_clock_went_back_is_not_tried_at_every_step(
+    database_url: str, state_dir: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    application, _ = _application(database_url)
+    real, shift = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() + shift[0])
+    with pipeline_of(database_url, state_dir) as pipeline:
+        pipeline.accept([agent_span(run="late-run")])
+        assert pipeline.flush(10)
+        shift[0] = -7200.0
+        for _ in range(20):
+            pipeline._drainer.step()
+        journal = pipeline._intake.journal
+        assert journal is not None
+        assert [parked.attempts < 10 for parked in journal.parked()] == [True]
     application.engine.dispose()
 
 

@@ -449,3 +449,11 @@ def test_a_page_of_the_run_and_a_remap_that_finds_nothing_to_change(cmb: Command
     assert json.loads(done.stdout)["rows"] == 5
     assert cmb.rows("SELECT * FROM execution_events ORDER BY id") == before
     assert cmb("remap", "no-such-run").returncode == 1
+
+
+def test_a_database_url_that_is_none_is_said_although_there_is_nothing_to_import(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.json"
+    empty.write_bytes(b"")
+    done = CliRunner().invoke(cli, ["import", str(empty), "--database-url", "garbage"])
+    assert isinstance(done.exception, ConfigurationError)
+    assert "'garbage' cannot be read" in str(done.exception)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from otel_cmb import journal_files
 from otel_cmb.errors import JournalError
 from otel_cmb.journal import Journal, JournalFullError, Parked, Progress, adoptable, journals, read_only_summary
 from otel_cmb.journal_log import HEADER
@@ -455,6 +456,28 @@ print([record.body for record in journal.read(10)], journal.counts())
     assert (tmp_path / "theirs").read_bytes() == b""
     for one in {stranger, fd, lock}:
         os.close(one)
+
+
+def test_a_lock_that_is_removed_while_it_is_taken_again_is_not_held(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    journal = make(state_dir)
+    journal.append([b"one"])
+    lock, real = Path(journal.path) / "lock", fcntl.flock
+
+    def flock(fd: int, how: int) -> None:
+        lock.unlink()  # by an adopter that has written everything
+        real(fd, how)
+
+    assert journal._lock_fd is not None
+    os.close(journal._lock_fd)
+    journal._lock_fd = None
+    before = os.listdir("/dev/fd")
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(FileNotFoundError):
+        journal_files.take_again(journal.path, None)
+    assert os.listdir("/dev/fd") == before
+    journal.close()
 
 
 def test_content_that_has_waited_for_long_is_tried_rarely(state_dir: Path) -> None:

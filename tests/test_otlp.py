@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from base64 import b64encode
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ from receiver_support import TRACE, make_request, make_span
 from otel_cmb import otlp
 from otel_cmb.event import Link, Resource, Scope, Span, SpanEvent
 from otel_cmb.otlp_clean import TOO_DEEP
+from otel_cmb.otlp_json import read_json
 from otel_cmb.otlp_wire import TooManyPartsError, check_parts, parse
 
-CORPUS = Path("/work/shared/corpus")
+CORPUS = Path(__file__).parent / "corpus"
 TIME = 1_700_000_000_000_000_000
 
 
@@ -118,10 +121,9 @@ def test_a_value_that_is_not_a_number_survives() -> None:
             assert repr(found) == repr(number)
 
 
-@pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus of captures is not here")
 def test_every_capture_survives_both_forms() -> None:
     seen = 0
-    for path in CORPUS.glob("*/*.otlp.json*"):
+    for path in CORPUS.rglob("*.otlp.json*"):
         data = path.read_bytes()
         document = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
         decoded = otlp.decode(document)
@@ -164,6 +166,8 @@ def test_equal_resources_become_one_group() -> None:
         ("0" * 32, "00f067aa0ba902b7"),
         (TRACE, "0" * 16),
         (TRACE[:-2], "00f067aa0ba902b7"),
+        (TRACE[:22], "00f067aa0ba902b7"),  # as long as base64 of sixteen bytes
+        (TRACE, "00f067aa0ba"),
         (TRACE, "00f067aa0ba902b7aa"),
         ("x" * 32, "00f067aa0ba902b7"),
         (7, "00f067aa0ba902b7"),
@@ -211,6 +215,37 @@ def test_upper_case_and_base64_ids_are_read() -> None:
     plain = MessageToDict(make_request(make_span(1, parent_span_id="00f067aa0ba902b7")))  # ids in base64
     span = otlp.decode(plain).spans[0]
     assert (span.trace_id, span.span_id, span.parent_span_id) == (TRACE, f"{1:016x}", "00f067aa0ba902b7")
+
+
+@pytest.mark.parametrize("form", [
+    lambda text: text, lambda text: text.rstrip("="), lambda text: text.translate(str.maketrans("+/", "-_")),
+    lambda text: text.rstrip("=").translate(str.maketrans("+/", "-_")),
+])
+def test_base64_is_read_in_every_form_that_protobuf_writes_or_reads(form: Callable[[str], str]) -> None:
+    """protobuf.dev/programming-guides/json: standard or URL-safe, with padding or without."""
+    trace_id, span_id, data = (bytes([0xFB, 0xFF, 0xBF, *range(size)]) for size in (13, 5, 7))
+    body = json_span(
+        traceId=form(b64encode(trace_id).decode()), spanId=form(b64encode(span_id).decode()),
+        attributes=[{"key": "b", "value": {"bytesValue": form(b64encode(data).decode())}},
+                    {"key": "none", "value": {"bytesValue": "no base64!"}}, {"key": "number", "value": {"bytesValue": 5}}])
+    [span] = otlp.decode(body).spans
+    assert (span.trace_id, span.span_id) == (trace_id.hex(), span_id.hex())
+    assert span.attributes == {"b": data, "none": "no base64!", "number": None}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
+def test_json_is_read_in_every_encoding_that_json_has_had(encoding: str) -> None:
+    """Programs on Windows write byte order marks; RFC 4627 knew UTF-16 and UTF-32 too."""
+    assert read_json('{"a": ["ü", 1, NaN]}'.encode(encoding))["a"][:2] == ["ü", 1]
+
+
+def test_an_integer_of_any_length_costs_nothing_but_itself() -> None:
+    """Python refuses to read more than 4,300 digits, which would cost the whole request."""
+    body = json.dumps(json_span(name="n", attributes=[{"key": "i", "value": {"intValue": 0}}])).replace(
+        '"intValue": 0', '"intValue": ' + "9" * 5_000)
+    decoded = otlp.decode(read_json(body.encode()))
+    assert [span.name for span in decoded.spans] == ["n"]
+    assert read_json(b"[" + b"9" * 5_000 + b", NaN, 3]")[2] == 3
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from fault_support import agent_span, check_orders, events, lawful, pipeline_of, query, tracing, wait_for
+from opentelemetry import trace
+from opentelemetry.baggage import set_baggage
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_value
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
 from support import application_schema
@@ -34,7 +37,7 @@ from otel_cmb import clock, config
 from otel_cmb.config import Settings
 from otel_cmb.diagnosis import diagnose
 from otel_cmb.draining import Drainer
-from otel_cmb.errors import RunNotFoundError
+from otel_cmb.errors import DatabaseURLError, RunNotFoundError
 from otel_cmb.event import Span, Stamp, event_id
 from otel_cmb.exporter import CMBSpanExporter
 from otel_cmb.journal import Journal, journals
@@ -574,6 +577,38 @@ def test_two_processors_of_one_database_store_each_span_once(
     assert {row["run_id"] for row in events(sqlite_url).values()} == {"of-the-environment"}
 
 
+@pytest.mark.parametrize("kind", ["processor", "exporter"])
+def test_the_resource_outranks_the_environment_and_the_context_the_resource(
+    kind: str, sqlite_url: str, state_dir: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """DESIGN section 5: context, resource, environment; also for the rows of `node()` and `step()`."""
+    for name in ("RUN", "SESSION", "NODE", "STEP"):
+        monkeypatch.setenv(f"OTEL_CMB_{name}_ID", f"env-{name.lower()}")
+    settings: dict[str, Any] = {"database_url": sqlite_url, "state_dir": str(state_dir), "on_missing_run": "create"}
+    door = CMBSpanProcessor(**settings) if kind == "processor" else SimpleSpanProcessor(CMBSpanExporter(**settings))
+    named = {f"cmb.{name}.id": f"res-{name}" for name in ("run", "session", "node", "step")}
+    provider = TracerProvider(resource=Resource(named), shutdown_on_exit=False)
+    bare = TracerProvider(resource=Resource({"cmb.node.id": "res-node"}), shutdown_on_exit=False)
+    for one in (provider, bare):
+        one.add_span_processor(door)
+    provider.get_tracer("t").start_span("invoke_agent", attributes=AGENT).end()
+    bare.get_tracer("t").start_span("invoke_agent", attributes=AGENT).end()
+    context = set_baggage("cmb.run.id", "context-run")
+    if kind == "processor":
+        provider.get_tracer("t").start_span("invoke_agent", context=context, attributes={**AGENT, "cmb.run.id": ""}).end()
+    assert provider.force_flush(10_000)
+    rows = {row["run_id"]: (row["node_id"], row["session_id"]) for row in events(sqlite_url).values()}
+    assert rows.pop("context-run", ("res-node", "res-session")) == ("res-node", "res-session")
+    assert rows == {"res-run": ("res-node", "res-session"), "env-run": ("res-node", "env-session")}
+    if kind == "processor":
+        monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+        with otel_cmb.node("inner"):
+            pass
+        assert provider.force_flush(10_000)
+        assert query(sqlite_url, "SELECT run_id FROM dag_nodes WHERE id = 'inner'") == [("res-run",)]
+    provider.shutdown()
+
+
 def test_two_traces_with_the_same_span_ids_are_told_apart(sqlite_url: str, state_dir: Path) -> None:
     from opentelemetry.sdk.trace.id_generator import IdGenerator
 
@@ -674,6 +709,33 @@ def test_an_exporter_with_wrong_settings_fails_at_export_not_before(
     assert exporter.force_flush(100)
     exporter.shutdown()
     assert not os.path.exists("no such thing")
+
+
+@pytest.mark.parametrize("url", ["no such thing", "sqlite://", "mysql://x/y", "sqlite:////no/such/directory/x.db"])
+def test_a_processor_says_at_once_that_its_url_cannot_work(url: str, state_dir: Path) -> None:
+    with pytest.raises(DatabaseURLError):
+        CMBSpanProcessor(url, state_dir=str(state_dir))
+    assert not state_dir.exists() or not os.listdir(state_dir)
+
+
+def test_doors_of_one_database_have_timeouts_of_their_own_and_hear_what_is_not_applied(
+    sqlite_url: str, state_dir: Path, caplog: pytest.LogCaptureFixture,
+) -> None:
+    processor = CMBSpanProcessor(sqlite_url, state_dir=str(state_dir), on_missing_run="park", batch_size=10)
+    patient = CMBSpanExporter(sqlite_url, state_dir=str(state_dir), batch_size=10)
+    assert patient.export([_ended(AGENT)]) is SpanExportResult.SUCCESS
+    assert caplog.records == []
+    hasty = CMBSpanExporter(sqlite_url, state_dir=str(state_dir), export_timeout=0.2, on_missing_run="create")
+    with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        started = time.monotonic()
+        assert hasty.export([_ended(AGENT)]) is SpanExportResult.FAILURE
+        assert time.monotonic() - started < 5, "the pipeline's own would be ten seconds"
+        other.execute("ROLLBACK")
+    [said] = [record.getMessage() for record in caplog.records if "not applied" in record.getMessage()]
+    assert "on_missing_run='create' is not applied, 'park' is" in said
+    assert hasty.pipeline is processor.pipeline
+    assert processor.force_flush(10_000)
 
 
 def test_databases_that_only_the_query_of_the_url_tells_apart_have_journals_of_their_own() -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
+from fault_support import BASE_NS, agent_span, pipeline_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from otel_cmb import mapper
+from otel_cmb import config, mapper
 from otel_cmb.event import Event, Resource, Span, Stamp
 from otel_cmb.items import Item
 from otel_cmb.ordering import number
+from otel_cmb.pipeline import Pipeline
 from otel_cmb.placing import names_of
+from otel_cmb.reader import open_reader
 from otel_cmb.traces import Change, Trace
 
 KEYS = ("cmb.run.id", "cmb.session.id", "cmb.node.id", "cmb.step.id", "cmb.parent_event_id", "other")
@@ -91,3 +96,40 @@ def test_new_rows_take_the_next_numbers_and_a_trace_permutes_its_own(
                 change.after[event.id] = event
         changes.append(change)
     assert number(changes, lambda run: {"a": 100, "b": 200}[run]) == _number_one_by_one(changes, {"a": 100, "b": 200})
+
+
+def _began_and_ended(url: str) -> dict[str, tuple[Any, Any]]:
+    with open_reader(url) as reader:
+        return {run.id: (run.started_at, run.completed_at) for run in reader.runs()}
+
+
+def _at(after: int) -> datetime:
+    return datetime.fromtimestamp(BASE_NS / 1e9, timezone.utc) + timedelta(seconds=after)
+
+
+def _call(trace: int, number: int, parent: int | None, after: int, run: str | None = None) -> Span:
+    return agent_span(trace, number, parent=parent, start=after * 1_000_000_000, run=run, name=f"agent {number}")
+
+
+def test_a_run_that_is_made_for_spans_began_with_the_first_of_them(database_url: str, state_dir: Path) -> None:
+    """Children end, and come, before their parents; a span that does not say when it began says nothing of the run."""
+    with pipeline_of(database_url, state_dir, on_missing_run="create") as pipeline:
+        timeless = _call(1, 3, 1, 0)
+        timeless.start_ns = timeless.end_ns = 0
+        pipeline.accept([_call(1, 2, 1, 5), timeless, _call(1, 1, None, 2), _call(2, 5, 4, 9, "named"), _call(2, 4, None, 1, "named")])
+        assert pipeline.flush(30)
+        own = pipeline.automatic_run_id
+    assert {run: began for run, (began, _) in _began_and_ended(database_url).items()} == {own: _at(2), "named": _at(1)}
+
+
+def test_a_traces_run_began_with_its_root_also_where_that_comes_last(database_url: str, state_dir: Path) -> None:
+    pipeline = Pipeline(config.load(database_url=database_url, state_dir=str(state_dir)), per_trace_runs=True)
+    pipeline.accept([_call(1, 2, 1, 5)])
+    assert pipeline.flush(30)
+    assert [began for began, _ in _began_and_ended(database_url).values()] == [_at(5)]
+    root = _call(1, 1, None, 1)
+    root.end_ns = BASE_NS + 7_000_000_000
+    pipeline.accept([root])
+    assert pipeline.flush(30)
+    pipeline.shutdown()
+    assert list(_began_and_ended(database_url).values()) == [(_at(1), _at(7))]

@@ -103,9 +103,10 @@ def test_a_dry_run_deletes_nothing_and_makes_no_file(recorded, database_url, tmp
     report = prune(database_url, "--older-than", "90d", "--dry-run")
     assert (report["runs"], report["events"], report["files"], report["dry_run"]) == ([old], 3, 1, True)
     assert counted(recorded.engine, "workflow_runs", "execution_events", "files", *OWN_TABLES) == before
-    done = otel_cmb("prune", "--older-than", "90d", "--dry-run", "--database-url", f"sqlite:///{tmp_path}/none.db")
-    assert done.returncode == 2
-    assert not (tmp_path / "none.db").exists()
+    for options in (["--dry-run"], [], ["--events"]):
+        done = otel_cmb("prune", "--older-than", "90d", *options, "--database-url", f"sqlite:///{tmp_path}/none.db")
+        assert done.returncode == 2
+        assert not (tmp_path / "none.db").exists()
 
 
 def test_the_newest_runs_are_kept_whatever_their_age(recorded, database_url):

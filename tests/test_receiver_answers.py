@@ -26,6 +26,7 @@ from receiver_support import TRACE, FakeOutcome, FakePipeline, Running, make_req
 
 from otel_cmb import otlp
 from otel_cmb.errors import JournalError
+from otel_cmb.receiver import grpc_door
 
 PROTOBUF = {"content-type": "application/x-protobuf"}
 JSON = {"content-type": "application/json"}
@@ -169,6 +170,29 @@ def test_malformed_json_is_400_with_a_status_in_json(server: Running, body: str)
     assert answer.headers["content-type"] == "application/json"
     assert answer.json()["code"] == 3
     assert answer.json()["message"]
+
+
+@pytest.mark.parametrize(("path", "expected", "body"), [
+    ("/v1/traces", "resourceSpans", '{"resource_spans": []}'), ("/v1/logs", "resourceLogs", '{"resourceSpans": []}'),
+    ("/v1/traces", "resourceSpans", '{"a\\n\\u001b[31m": 1, "resourceLogs": []}'),
+])
+def test_json_with_nothing_that_is_known_is_said_to_hold_nothing(
+    server: Running, caplog: pytest.LogCaptureFixture, path: str, expected: str, body: str
+) -> None:
+    """The protocol wants unknown fields ignored; who writes `resource_spans` would wait for its spans for ever."""
+    answer = post(server, body.encode(), path=path, **{"content-type": "application/json"})
+    assert answer.status_code == 200
+    [said] = answer.json()["partialSuccess"].values()
+    assert f"expected {expected}" in said
+    assert "nothing is stored" in said
+    [record] = [record for record in caplog.records if "held nothing" in record.getMessage()]
+    assert record.getMessage().isprintable()
+
+
+@pytest.mark.parametrize("body", ["{}", '{"resourceSpans": []}', '{"resourceSpans": [], "more": 1}'])
+def test_json_without_spans_is_ok(server: Running, body: str) -> None:
+    answer = post(server, body.encode(), **{"content-type": "application/json"})
+    assert (answer.status_code, answer.json()) == (200, {})
 
 
 @pytest.mark.parametrize("body", [b"not gzip", gzip.compress(b"x" * 1_000, mtime=0)[:-9], gzip.compress(b"a", mtime=0) + b"junk"])
@@ -341,6 +365,12 @@ def test_other_methods_are_405_and_other_paths_404(web: bool) -> None:
                 assert answer.headers["allow"] == "POST"
         for path in ("/", "/v1/metrics", "/v2/traces", "/runs/x"):
             assert post(server, b"", path=path).status_code == 404, path
+        for path in ("/healthz", "/readyz", "/metrics"):
+            for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+                answer = requests.request(method, server.http + path, timeout=5)
+                assert answer.status_code == 405, (path, method)
+                assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD"}, (path, method)
+            assert requests.head(server.http + path, timeout=5).status_code in (200, 503)
         assert requests.get(server.http + "/nowhere", timeout=5).status_code == 404
         assert requests.get(server.http + "/", timeout=5).status_code == (200 if web else 404)
 
@@ -454,6 +484,33 @@ def test_a_message_that_does_not_come_ends_and_holds_nothing() -> None:
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
             forever.set()
         assert server.receiver.house.reading.inside == 0
+
+
+def test_a_call_that_ends_before_its_message_is_answered(server: Running) -> None:
+    with grpc.insecure_channel(server.grpc) as channel:
+        call = channel.stream_unary("/opentelemetry.proto.collector.trace.v1.TraceService/Export")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(iter(()), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
+        assert "ended before its message" in (caught.value.details() or "")  # type: ignore[attr-defined]
+    assert server.receiver.house.reading.inside == 0
+
+
+def test_a_client_that_never_settles_how_it_speaks_http2_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = grpc_door.server_options
+
+    def hasty(*arguments: Any) -> list[tuple[str, Any]]:
+        return [(name, 500 if name == "grpc.http2.settings_timeout" else value) for name, value in real(*arguments)]
+
+    monkeypatch.setattr(grpc_door, "server_options", hasty)
+    with running() as server:
+        host, port = server.grpc.split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))  # settings, never an ACK
+            with contextlib.suppress(ConnectionResetError):
+                while connection.recv(4_096):
+                    pass
+        assert export(server, make_request(make_span(1))) is not None
 
 
 def test_connections_that_send_no_request_or_half_a_head_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:

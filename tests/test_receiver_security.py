@@ -182,6 +182,11 @@ def test_a_changed_file_is_read_again_and_a_broken_one_leaves_the_tokens(tmp_pat
     assert becomes("third-token", expected=True)
 
 
+def test_a_token_file_with_a_byte_order_mark_has_the_token_that_is_seen(tmp_path: Path) -> None:
+    tokens = TokenFile(token_file(tmp_path, "\ufefffirst-token\n"))
+    assert tokens.find("Bearer first-token") is not None
+
+
 @pytest.mark.parametrize(
     ("text", "says"), [("", "no token"), ("# only\n", "no token"), ("short", "line 1"), ("\n\na b c", "line 3"),
                        ("same-token one\nsame-token", "line 2: the token of line 1 again")]

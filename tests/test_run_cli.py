@@ -183,7 +183,8 @@ def test_a_signal_to_the_command_reaches_the_program_and_the_run_ends_failed(she
         signal.signal(signal.SIGTERM, leave)
         with agent("engineer"):
             print("ready", flush=True)
-            time.sleep(30)
+            for _ in range(600):
+                time.sleep(0.05)
     """)
     process = shell.start("otel-cmb", "run", "--", "python", "program.py")
     assert process.stdout is not None
@@ -226,13 +227,15 @@ def test_control_c_at_a_terminal_reaches_both_once(shell: Shell) -> None:
     assert b"events" in screen, "a terminal sees how many there are"
 
 
+# Sleeps are short: a signal just before one, when Python has looked for signals the last time, does not shorten it.
 CLEANS_UP = """
     import sys, time
     with agent("engineer"):
         pass
     try:
         print("ready", flush=True)
-        time.sleep(30)
+        for _ in range(600):
+            time.sleep(0.05)
     except KeyboardInterrupt:
         try:
             time.sleep(1)
@@ -923,9 +926,24 @@ def bound_by_permissions() -> None:
 
 
 def run_bound(shell: Shell) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([BIN / "otel-cmb", "run", "--", "touch", shell.state / "started"], cwd=shell.directory,
-                          env=shell.environment(), capture_output=True, text=True, timeout=30, check=False,
-                          preexec_fn=bound_by_permissions)
+    return bound(shell, "run", "--", "touch", shell.state / "started")
+
+
+def bound(shell: Shell, *words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([BIN / "otel-cmb", *map(str, words)], cwd=shell.directory, env=shell.environment(),
+                          capture_output=True, text=True, timeout=30, check=False, preexec_fn=bound_by_permissions)
+
+
+def test_a_file_that_cannot_be_read_where_nothing_may_be_written_says_how_it_can(shell: Shell) -> None:
+    shell.program("with agent('engineer'):\n    pass\n")
+    shell.run("otel-cmb", "run", "--", "python", "program.py")
+    shell.directory.chmod(0o555)
+    refused(shell, bound(shell, "runs"), "name the copy")
+    with sqlite3.connect(shell.database) as writer:
+        writer.execute("SELECT count(*) FROM execution_events").fetchone()
+        listed = bound(shell, "runs")
+    writer.close()
+    assert listed.returncode == 0, listed.stderr
 
 
 def test_a_directory_that_may_not_be_written_is_said_before_the_program_starts(shell: Shell) -> None:
@@ -955,6 +973,38 @@ def test_a_program_that_is_not_there_makes_no_run(shell: Shell) -> None:
     done = shell.run("otel-cmb", "run", "--", "no-such-program")
     refused(shell, done, "'no-such-program' was not found")
     assert not shell.database.exists()
+
+
+def test_a_script_that_is_no_command_is_told_how_it_is_run(shell: Shell) -> None:
+    (shell.directory / "program.py").write_text("", encoding="utf-8")
+    done = shell.run("otel-cmb", "run", "program.py", "--fast")
+    refused(shell, done, "a Python program is run by: otel-cmb run -- python program.py --fast")
+    refused(shell, shell.run("otel-cmb", "run", "./program.py"), "./program.py may not be executed")
+
+
+def test_an_option_that_is_none_is_named(shell: Shell) -> None:
+    refused(shell, shell.run("otel-cmb", "run", "--tsk", "x", "--", "touch", "started"), "there is no option --tsk")
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:99999", "http://[::1", "foo bar", "http://:4317", "http://h:port"])
+def test_an_otlp_endpoint_that_is_none_is_said_before_the_program_starts(shell: Shell, endpoint: str) -> None:
+    done = shell.run("otel-cmb", "run", "--otlp-endpoint", endpoint, "--", "touch", "started")
+    refused(shell, done, "--otlp-endpoint: found ")
+    assert not shell.database.exists()
+
+
+def test_the_tree_says_why_the_run_failed_and_what_it_cost_as_the_summary_does(shell: Shell) -> None:
+    shell.program("""
+        with agent("engineer") as span:
+            span.set_attribute("gen_ai.usage.input_tokens", 1234)
+            span.set_attribute("gen_ai.usage.cost", 0.00007)
+        raise SystemExit(5)
+    """)
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py")
+    assert "1 event, 1,234 tokens, <$0.0001 in " in done.stderr
+    shown = shell.run("otel-cmb", "show").stdout.splitlines()
+    assert shown[0] == f"run {only_run(shell).id}  failed  exit code 5"
+    assert "1 event · 1,234 tokens · <$0.0001" in shown
 
 
 def test_a_program_that_may_not_be_run_is_a_failed_run(shell: Shell) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import json
 import logging
+from pathlib import Path
 
 import pytest
 from opentelemetry import context as otel_context
@@ -17,7 +18,7 @@ from opentelemetry.trace import StatusCode
 
 from otel_cmb import spans
 from otel_cmb.block import TRACER_KEY
-from otel_cmb.payload import message_parts, to_json
+from otel_cmb.payload import message_parts, text_of, to_json
 
 
 @pytest.fixture
@@ -376,3 +377,44 @@ def test_a_generator_that_is_closed_early_ends_its_block(recorded):
     running.close()
     assert closed == [True]
     assert only(recorded).status.status_code is StatusCode.UNSET
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize(("error", "message", "kind"), [
+    (ValueError("v"), "ValueError: v", "ValueError"), (KeyError(), "KeyError", "KeyError"), ("text", "text", None),
+])
+def test_an_error_may_be_the_exception_itself(recorded, error, message, kind):
+    spans.error(error)
+    span = only(recorded)
+    assert span.attributes["cmb.error.message"] == message
+    assert span.attributes.get("error.type") == kind
+    assert ("cmb.meta" in span.attributes) == (kind is not None)
+
+
+def test_an_exception_given_is_meant_not_the_one_being_handled(recorded):
+    try:
+        raise KeyError("handled")
+    except KeyError:
+        spans.error(ValueError("meant"))
+    meta = loads(only(recorded), "cmb.meta")
+    assert meta["error_type"] == "ValueError"
+    assert "ValueError: meant" in meta["stack"]
+
+
+@pytest.mark.parametrize(("value", "text"), [
+    ("a", "a"), (Path("a/b"), "a/b"), (b"a", "a"), (None, "null"), (5, "5"), (["a"], '["a"]'), (object, "<class 'object'>"),
+    (ValueError("v"), "ValueError: v"), (Mute(), "Mute()"),
+])
+def test_a_value_as_a_person_reads_it(value, text):
+    assert text_of(value) == text
+
+
+def test_texts_that_a_model_answers_are_the_assistants(recorded):
+    with spans.llm_call("m", messages=["asked", "and asked"]) as call:
+        call.set_response(["one", {"role": "tool", "content": "two"}])
+    assert [message["role"] for message in loads(only(recorded), "gen_ai.output.messages")] == ["assistant", "tool"]
+    assert [message["role"] for message in loads(only(recorded), "gen_ai.input.messages")] == ["user", "user"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TextIO
+from urllib.parse import urlsplit
 
 import click
 from click.core import ParameterSource
@@ -91,6 +93,7 @@ def run(
     settings = config.load(
         database_url=database_url, schema=schema, on_missing_run=on_missing_run, record=record, state_dir=state_dir)
     _check_options(context, run_id)
+    otlp = _otlp(otlp_endpoint) if otlp_endpoint else {}
     arguments = _resolved(command)
     check_url(settings)
     _check_state_dir(settings)
@@ -104,7 +107,7 @@ def run(
         pipeline.remember_open("run", target.id)
         if answers:
             pipeline.flush(settings.connect_timeout)
-    environment = _environment(settings, target, otlp_endpoint, no_instrument, verbose, arguments)
+    environment = _environment(settings, target, otlp, no_instrument, verbose, arguments)
     notes = begin_notes(state_directory(settings))
     if notes is not None:
         environment[NOTES] = notes
@@ -155,8 +158,18 @@ def _resolved(command: Sequence[str]) -> list[str]:
     beside = os.path.join(os.path.dirname(sys.executable), arguments[0])
     found = shutil.which(arguments[0]) or (beside if os.access(beside, os.X_OK) and os.sep not in arguments[0] else None)
     if found is None:
-        raise ConfigurationError(f"program {arguments[0]!r} was not found; expected a command on PATH or a path to a file")
+        raise ConfigurationError(_not_found(arguments))
     return [found, *arguments[1:]]
+
+
+def _not_found(arguments: Sequence[str]) -> str:
+    name = arguments[0]
+    if name.startswith("-"):
+        return f"there is no option {name}; see: otel-cmb run --help (the program and its own options come after --)"
+    if os.path.isfile(name):
+        python = f"; a Python program is run by: otel-cmb run -- python {shlex.join(arguments)}" if name.endswith(".py") else ""
+        return f"{name} may not be executed (chmod +x){python}"
+    return f"program {name!r} was not found; expected a command on PATH or a path to a file"
 
 
 def _check_state_dir(settings: Settings) -> None:
@@ -190,13 +203,13 @@ def _check_database(pipeline: Pipeline) -> bool:
 
 
 def _environment(
-    settings: Settings, target: Target, otlp_endpoint: str | None, no_instrument: str, verbose: bool, arguments: Sequence[str],
+    settings: Settings, target: Target, otlp: Mapping[str, str], no_instrument: str, verbose: bool, arguments: Sequence[str],
 ) -> dict[str, str]:
     """The program's environment: stock auto-instrumentation with our exporter; frameworks by :mod:`instrumentation`."""
     environment = dict(os.environ)
     bootstrap = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "instrumentation", "bootstrap")
     paths = [bootstrap, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
-    to_jaeger = otlp_endpoint or environment.get("OTEL_EXPORTER_OTLP_ENDPOINT") or environment.get(
+    to_jaeger = otlp or environment.get("OTEL_EXPORTER_OTLP_ENDPOINT") or environment.get(
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     disabled = [name for name in environment.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",") if name]
     environment.update({
@@ -228,8 +241,7 @@ def _environment(
     }
     for name, value in defaults.items():
         environment.setdefault(name, value)
-    if otlp_endpoint:
-        environment.update(_otlp(otlp_endpoint))
+    environment.update(otlp)
     if verbose:
         environment[VERBOSE] = "1"
     return environment
@@ -247,10 +259,17 @@ def _service_name(arguments: Sequence[str]) -> str:
 
 
 def _otlp(endpoint: str) -> dict[str, str]:
-    from urllib.parse import urlsplit
-
-    split = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
-    http = split.port == 4318 or split.path not in ("", "/")
+    """What sends the spans to this endpoint too. Raises :class:`ConfigurationError` where it is none."""
+    try:
+        split = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
+        port = split.port
+    except ValueError:  # a port that is no number, or too large; a bracket that is not closed
+        split, port = urlsplit(""), None
+    if not (split.hostname or split.scheme == "unix") or any(map(str.isspace, endpoint)):
+        raise ConfigurationError(
+            f"--otlp-endpoint: found {safe_url(endpoint)!r}, expected http://HOST:PORT or https://HOST:PORT, e.g. "
+            "http://127.0.0.1:4317 (gRPC) or http://127.0.0.1:4318 (HTTP)")
+    http = port == 4318 or split.path not in ("", "/")
     found = {
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf" if http else "grpc",
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": split.geturl(),

@@ -104,14 +104,17 @@ def summary(
 
 
 def _counted(found: Any, silence: str) -> str:
+    """In the words of `otel-cmb show`."""
+    from otel_cmb.cli.tree import money  # with rich: not before the program starts
+
     totals = found.totals
     if totals is None or not totals.events:
         return f"0 events ({silence})"
-    text = f"{totals.events} event{'' if totals.events == 1 else 's'}"
+    text = f"{totals.events:,} event{'' if totals.events == 1 else 's'}"
     if totals.failures:
-        text += f", {totals.failures} failed"
+        text += f", {totals.failures:,} failed"
     if totals.tokens:
-        text += f", {totals.tokens} tokens"
+        text += f", {totals.tokens:,} tokens"
     if totals.cost_usd:
-        text += f", ${totals.cost_usd:.4f}"
+        text += f", {money(totals.cost_usd)}"
     return text

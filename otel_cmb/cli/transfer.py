@@ -32,6 +32,7 @@ def import_(
     Importing twice changes nothing. Exit code 0: everything is committed; 1: something is not, and a table says why.
     """
     from otel_cmb import config
+    from otel_cmb.database_url import check_url
     from otel_cmb.transfer.importer import Importer
     from otel_cmb.transfer.progress import progress
 
@@ -39,7 +40,9 @@ def import_(
         raise click.UsageError("--run and --new-run exclude each other")
     if session is not None and not new_run:
         raise click.UsageError("--session belongs to --new-run")
-    importer = Importer(config.load(**settings), run_id=run_id, new_run=new_run, session=session)
+    loaded = config.load(**settings)
+    check_url(loaded)
+    importer = Importer(loaded, run_id=run_id, new_run=new_run, session=session)
     try:
         with progress("import", importer.total_bytes(files)) as advance:
             for path in files:

@@ -30,6 +30,8 @@ STYLES = {
 }
 STATUS_STYLES = {"completed": "green", "failed": "bold red", "running": "yellow", "executing": "yellow"}
 PROCESS_DIED, DIED_STYLE = "process died", "bold red"
+LONGEST_WHY = 400
+"""Characters of why a run failed."""
 DIED_ADVICE = "Its process died before it ended; `otel-cmb parked replay` finishes it."
 WORDS = {
     "agent_call": "agent", "llm_call": "llm", "tool_call": "tool", "code_exec": "code", "file_gen": "file",
@@ -168,6 +170,8 @@ def header(run: Run, totals: RunTotals, now: datetime) -> Text:
     text.append(clean(run.status) or "?", STATUS_STYLES.get(run.status or "", ""))
     if run.died:
         text.append(f"  {PROCESS_DIED}", DIED_STYLE)
+    if run.ended and isinstance(run.meta, dict) and "error" in run.meta:
+        text.append(f"  {clean(str(run.meta['error']))[:LONGEST_WHY]}")
     if run.task_description:
         text.append("\n" + clean(run.task_description)[:400])
     who = " · ".join(clean(part) for part in (run.mode, run.agent, run.model) if part)
@@ -177,7 +181,7 @@ def header(run: Run, totals: RunTotals, now: datetime) -> Text:
     started = f"started {when(run.started_at)}" if run.started_at else "without a start time"
     text.append("\n" + " · ".join(part for part in (who, started, span(took)) if part), "bright_black")
     sums = [
-        f"{totals.events:,} events", f"{totals.failures:,} failed" if totals.failures else "",
+        f"{totals.events:,} event{'' if totals.events == 1 else 's'}", f"{totals.failures:,} failed" if totals.failures else "",
         f"{totals.tokens:,} tokens" if totals.tokens else "", money(totals.cost_usd),
     ]
     text.append("\n" + " · ".join(part for part in sums if part), "bright_black")

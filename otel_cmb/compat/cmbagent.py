@@ -61,7 +61,7 @@ class _Processor(CMBSpanProcessor):
     """For a provider of our own: the process's `run()` and `node()` keep the pipeline they have."""
 
     def __init__(self, pipeline: Pipeline):
-        self._pipeline = pipeline
+        self._pipeline, self._settings = pipeline, pipeline.settings
 
 
 _providers: weakref.WeakKeyDictionary[Pipeline, TracerProvider] = weakref.WeakKeyDictionary()

@@ -186,8 +186,8 @@ class Intake:
             raise TooLargeError(f"more than {2 * self.limits.max_parts} JSON objects in one request")
         found = read_json(body)
         if isinstance(found, dict) and found and expected not in found:
-            keys = ", ".join(list(found)[:5])
-            raise NothingKnownError(f"found {keys[:200]}, expected {expected} (field names are lowerCamelCase): nothing is stored")
+            keys = ", ".join(map(repr, list(found)[:5]))[:200]
+            raise NothingKnownError(f"found {keys}, expected {expected} (field names are lowerCamelCase): nothing is stored")
         return found
 
     def _traces(self, body: bytes, as_json: bool) -> Decoded:

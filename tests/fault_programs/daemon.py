@@ -1,5 +1,6 @@
 """A program that closes all its descriptors, as daemons do, and opens files of its own, which get their numbers."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from opentelemetry.sdk.trace import TracerProvider
 
+import otel_cmb
 from otel_cmb.processor import CMBSpanProcessor
 
 url, state, when = sys.argv[1:4]
@@ -21,7 +23,8 @@ def agents(count):
         tracer.start_span("invoke_agent", attributes={"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": f"a{n}"}).end()
 
 
-agents(20)
+with otel_cmb.run(agent="daemon") if when == "ends" else contextlib.nullcontext():  # else there is a run to end at the end
+    agents(20)
 if when != "pending":
     assert processor.force_flush(20_000)
 with processor.pipeline._drainer.store_lock:  # the writer rests: what is in SQLite's hands at that moment nobody can take back
@@ -31,9 +34,14 @@ with processor.pipeline._drainer.store_lock:  # the writer rests: what is in SQL
         replay = "import sys; from otel_cmb.cli import main; sys.exit(main())"
         subprocess.run(
             [sys.executable, "-c", replay, "parked", "replay", "--database-url", url, "--state-dir", state], check=True, stdout=2)
-agents(50)
-print(processor.force_flush(5_000))
-agents(5)
+if when == "ends":
+    processor.pipeline._drainer.guarded_step = lambda: None  # the writer is told to stop before it looks up once more
+    processor.shutdown()
+    print(True)
+else:
+    agents(50)
+    print(processor.force_flush(5_000))
+    agents(5)
 for file in mine:
     file.write("x")
     file.close()
