@@ -74,8 +74,8 @@ class HttpDoor:
             *([] if web is None else [Mount("/", self._page)]),
         ]
         config = uvicorn.Config(
-            _framed(Starlette(routes=routes)), http=_protocol(self._crowd), ws="none", backlog=BACKLOG, lifespan="off", log_config=None,
-            access_log=False, server_header=False, timeout_keep_alive=IDLE_SECONDS,
+            _framed(Starlette(routes=routes)), http=_protocol(self._crowd), ws="none", backlog=BACKLOG, lifespan="off",
+            log_config=None, access_log=False, server_header=False, timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
         )
         config.load()
