@@ -21,10 +21,10 @@ from otel_cmb.bulk import ManyRows
 from otel_cmb.config import Settings
 from otel_cmb.dialects import in_list, insert_sql, list_param, mark, qualified, timestamp
 from otel_cmb.event import Event, Span, event_id, trace_id_range
-from otel_cmb.few import Few, weight
+from otel_cmb.few import Few
 from otel_cmb.history import whole
 from otel_cmb.search_index import Found, IndexWriter
-from otel_cmb.traces import Trace, further_spans
+from otel_cmb.traces import Trace, further_spans, held_by
 from otel_cmb.values import as_dict
 
 __all__ = ["Known", "Saving"]
@@ -137,7 +137,7 @@ class Known:
             spans = rebuild.unpack(values, resolve)
             if spans:
                 trace.know(values["id"], self._facts(spans[0], values["id"]))
-                trace.size += sum([weight(span.attributes, *[event.attributes for event in span.events]) for span in spans])
+                trace.size += sum(map(held_by, spans))
                 merged += [(trace, span) for span in spans[1:]]
             else:
                 trace.unread.add(values["id"])

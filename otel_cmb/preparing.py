@@ -35,7 +35,7 @@ from otel_cmb.items import (
 from otel_cmb.journal_records import NO_SPAN
 from otel_cmb.known import Known
 from otel_cmb.placing import Place, Placing, names_of
-from otel_cmb.traces import CONFLICT, DUPLICATE, Change, Trace, TraceCache, further_spans
+from otel_cmb.traces import CONFLICT, DUPLICATE, Change, Trace, TraceCache, further_spans, held_by
 from otel_cmb.transactions import lock_mode, lock_runs
 from otel_cmb.workflow import RunRow, Workflow
 
@@ -198,7 +198,7 @@ class Preparing:
                 known = trace.facts[id_].span
                 item.outcome = Outcome(MERGED, ENDED if known.end_ns is not None else "")
             else:
-                trace.size += item.size
+                trace.size += held_by(item.span)
                 admitted.append((item, item.span, id_))
         return admitted
 

@@ -286,6 +286,8 @@ class IndexWriter:
                 operations[key] = max(start, operations.get(key, 0))
         for part in parts.values():
             part.resource = part.scope = None  # a part is remembered for long, and a resource may be large
+            if len(part.tags) >= _PART_BYTES and self._parts.get(part.trace_id) is part:
+                del self._parts[part.trace_id]  # it takes nothing more, and may know a million hashes
         while len(self._parts) > _OPEN_PARTS:
             self._parts.popitem(last=False)
         return Found([parts[key].row() for key in sorted(parts)], operations)

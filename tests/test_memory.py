@@ -11,6 +11,7 @@ from fault_support import agent_span, check_orders, events, ids_of, pipeline_of
 
 from otel_cmb import mapper, mapper_results
 from otel_cmb.intake import FRESH_BYTES
+from otel_cmb.search_index import IndexWriter
 from otel_cmb.traces import Trace, TraceCache
 
 MIB = 1024 * 1024
@@ -61,6 +62,31 @@ def test_traces_of_megabytes_are_let_go_and_read_again(database_url: str, state_
     assert set(rows) == ids_of(children + parents)
     assert sum(row["parent_event_id"] is not None for row in rows.values()) == 96
     check_orders(database_url)
+
+
+def test_spans_of_thousands_of_attributes_are_not_remembered_by_the_search() -> None:
+    writer = IndexWriter("sqlite", None)
+    for trace in range(1, 51):
+        found = writer.gather([agent_span(trace, 1, **{f"x.{n}": n for n in range(1_000)}), agent_span(trace, 2)])
+        assert len(found.parts) == 2  # the first span's is full
+        again = writer.gather([agent_span(trace, 3)])
+        assert [row[:3] for row in again.parts] == [row[:3] for row in found.parts if len(row[-1]) < 2_000]
+    assert len(writer._parts) == 50
+    assert sum(len(part.known) for part in writer._parts.values()) < 50 * 400
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_many_small_attributes_count_as_what_they_take_in_memory(database_url: str, state_dir: Path) -> None:
+    attributes = {f"x.{n}": {"v": n} for n in range(2_000)}
+    with pipeline_of(database_url, state_dir, on_missing_run="create") as pipeline:
+        spans = [agent_span(n, 2, run="r", parent=1, **attributes) for n in range(1, 17)]
+        assert pipeline.accept(spans).wait(60).stored
+        store = pipeline._drainer.store
+        assert store is not None
+        assert store._bound is not None
+        cache = store._bound.preparing._cache
+        assert len(cache._traces) == 16
+        assert cache._bytes > 16 * 2_000 * 100  # a dict of its own for each, and three more objects; 17 bytes on disk
 
 
 def test_large_spans_do_not_wait_in_memory(sqlite_url: str, state_dir: Path) -> None:
