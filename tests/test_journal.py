@@ -480,6 +480,29 @@ def test_a_lock_that_is_removed_while_it_is_taken_again_is_not_held(state_dir: P
     journal.close()
 
 
+def test_a_new_file_is_never_one_that_a_connection_kept_for_ever_had(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers are given to the next file when it is gone, and SQLite would find that one locked for ever."""
+    journal = make(state_dir)
+    journal.append([b"one"])
+    journal.advance(Progress(counts={"committed": 1}))
+    found = os.stat(Path(journal.path) / "state.db")
+    monkeypatch.setattr(journal_files, "_never_again", set())
+    monkeypatch.setattr("otel_cmb.journal_state.keep_for_ever", lambda thing: thing.close())
+    journal._state.forget()
+    assert journal_files._never_again == {(found.st_dev, found.st_ino)}
+    reused, real = iter([(found.st_dev, found.st_ino)]), journal_files.identity
+    monkeypatch.setattr(journal_files, "identity", lambda fd: next(reused, None) or real(fd))
+    path = state_dir / "totals.db"
+    journal_files.make_private(str(path))
+    assert next(reused, None) is None
+    assert [(file.name, file.stat().st_size, file.stat().st_mode & 0o777) for file in state_dir.glob("totals*")] == [
+        ("totals.db", 0, 0o600)]
+    before = path.stat().st_ino
+    journal_files.make_private(str(path))
+    assert path.stat().st_ino == before
+    journal.close()
+
+
 def test_content_that_has_waited_for_long_is_tried_rarely(state_dir: Path) -> None:
     journal, standby = make(state_dir), Standby()
     journal.append([b"l one"])
