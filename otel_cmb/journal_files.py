@@ -40,7 +40,7 @@ def make_private(path: str) -> None:
         for n in range(len(_never_again) + 1):  # each is there while the next is made: their numbers differ
             made.append(name := f"{path}.{os.getpid()}-{n}-{secrets.token_hex(3)}")
             if _make_empty(name) not in _never_again:
-                with contextlib.suppress(FileExistsError):  # another process was faster
+                with contextlib.suppress(OSError):  # another process was faster; without hard links SQLite makes it
                     os.link(name, path)
                 break
     finally:

@@ -382,19 +382,6 @@ def test_an_export_to_nobody_or_nowhere_is_an_error(cmb: CommandLine, tmp_path: 
     assert cmb("export", "no-such-run", "--to", "x.json").returncode == 1
 
 
-def test_an_export_that_waits_for_its_receiver_says_so_at_once(
-    cmb: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-) -> None:
-    (tmp_path / "a.json").write_bytes(FORMS["one document"])
-    assert cmb("import", "--new-run", "a.json").returncode == 0
-    monkeypatch.setattr("otel_cmb.transfer.exporter.RETRY_SECONDS", 2.0)
-    url = f"sqlite:///{cmb.database}"
-    done = CliRunner().invoke(cli, ["export", "latest", "--to", "otlp://127.0.0.1:1", "--database-url", url])
-    assert "did not take the spans: UNAVAILABLE" in str(done.exception)
-    assert [record.getMessage().split("(")[0] for record in caplog.records] == ["otel-cmb: the receiver does not take the spans now "]
-    assert "trying again for up to 2 s" in caplog.text
-
-
 def test_rows_of_the_application_become_spans(cmb: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(FORMS["one document"])
     assert cmb("import", "--new-run", "a.json").returncode == 0
@@ -464,15 +451,16 @@ def test_a_page_of_the_run_and_a_remap_that_finds_nothing_to_change(cmb: Command
     assert cmb("remap", "no-such-run").returncode == 1
 
 
-def test_a_directory_is_no_file_to_import(tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli, ["import", str(tmp_path), "--database-url", f"sqlite:///{tmp_path}/new.db"])
-    assert isinstance(done.exception, ConfigurationError)
-    assert f"{tmp_path}: found a directory, expected OTLP files" in str(done.exception)
-
-
 def test_a_database_url_that_is_none_is_said_although_there_is_nothing_to_import(tmp_path: Path) -> None:
     empty = tmp_path / "empty.json"
     empty.write_bytes(b"")
     done = CliRunner().invoke(cli, ["import", str(empty), "--database-url", "garbage"])
     assert isinstance(done.exception, ConfigurationError)
     assert "'garbage' cannot be read" in str(done.exception)
+
+
+def test_a_directory_is_told_what_to_name_in_it(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["import", str(tmp_path), "--database-url", f"sqlite:///{tmp_path}/x.db"])
+    assert isinstance(done.exception, ConfigurationError)
+    assert "found a directory; expected an OTLP file" in str(done.exception)
+    assert not (tmp_path / "x.db").exists()

@@ -480,29 +480,6 @@ def test_a_lock_that_is_removed_while_it_is_taken_again_is_not_held(state_dir: P
     journal.close()
 
 
-def test_a_new_file_is_never_one_that_a_connection_kept_for_ever_had(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its numbers are given to the next file when it is gone, and SQLite would find that one locked for ever."""
-    journal = make(state_dir)
-    journal.append([b"one"])
-    journal.advance(Progress(counts={"committed": 1}))
-    found = os.stat(Path(journal.path) / "state.db")
-    monkeypatch.setattr(journal_files, "_never_again", set())
-    monkeypatch.setattr("otel_cmb.journal_state.keep_for_ever", lambda thing: thing.close())
-    journal._state.forget()
-    assert journal_files._never_again == {(found.st_dev, found.st_ino)}
-    reused, real = iter([(found.st_dev, found.st_ino)]), journal_files.identity
-    monkeypatch.setattr(journal_files, "identity", lambda fd: next(reused, None) or real(fd))
-    path = state_dir / "totals.db"
-    journal_files.make_private(str(path))
-    assert next(reused, None) is None
-    assert [(file.name, file.stat().st_size, file.stat().st_mode & 0o777) for file in state_dir.glob("totals*")] == [
-        ("totals.db", 0, 0o600)]
-    before = path.stat().st_ino
-    journal_files.make_private(str(path))
-    assert path.stat().st_ino == before
-    journal.close()
-
-
 def test_content_that_has_waited_for_long_is_tried_rarely(state_dir: Path) -> None:
     journal, standby = make(state_dir), Standby()
     journal.append([b"l one"])
@@ -513,3 +490,40 @@ def test_content_that_has_waited_for_long_is_tried_rarely(state_dir: Path) -> No
         log.advance(Progress(park=list(parked)))
         assert [one.seq for one in log.parked(due_before=3_000.0)] == [2, 3]  # the clock went backwards for them
         assert [one.seq for one in log.parked(due_before=5_000.0)] == [1, 2, 3]
+
+
+def test_a_file_of_a_kept_connection_lends_its_number_to_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked child keeps the parent's connection for ever, and SQLite knows its file by that number, also when it is gone."""
+    journal = make(tmp_path)
+    journal.append([b"one"])
+    [record] = journal.read(9)
+    journal.advance(Progress(done=record, park=[Parked(record.seq, "no_run", record.body, span_id="1")]))
+    state = os.stat(Path(journal.path) / "state.db")
+    never: set[tuple[int, int]] = set()
+    monkeypatch.setattr(journal_files, "_never_again", never)
+    monkeypatch.setattr("otel_cmb.journal_state.keep_for_ever", lambda _: None)
+    connection = journal._state._connection
+    journal._state.forget()
+    assert never == {(state.st_dev, state.st_ino)}
+    assert connection is not None
+    connection.close()
+    journal.close()
+
+    taken, real = iter([True, False]), journal_files.identity
+
+    def identity(fd: int) -> tuple[int, int] | None:
+        found = real(fd)
+        if found is not None and next(taken):
+            never.add(found)
+        return found
+
+    monkeypatch.setattr(journal_files, "identity", identity)
+    path = tmp_path / "new.db"
+    journal_files.make_private(str(path))
+    made = path.stat()
+    assert (made.st_dev, made.st_ino) not in never
+    assert made.st_mode & 0o777 == 0o600
+    assert made.st_nlink == 1
+    assert [name for name in os.listdir(tmp_path) if name.startswith("new.db")] == ["new.db"]
+    journal_files.make_private(str(path))
+    assert path.stat().st_ino == made.st_ino

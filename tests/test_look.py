@@ -115,16 +115,6 @@ def test_an_encoding_that_lacks_what_is_drawn_ends_no_command(engine: sa.Engine,
     assert whole == json.loads(otel_cmb("show", "--json").stdout)
 
 
-@pytest.mark.parametrize(("words", "meant"), [
-    (["sho"], "Did you mean 'show'?"), (["python", "a b.py"], "otel-cmb run -- python 'a b.py'"), (["qqqq"], "--help"),
-])
-def test_a_command_that_is_none_is_named_with_what_was_meant(otel_cmb: Command, words: list[str], meant: str) -> None:
-    result = otel_cmb(*words)
-    assert result.returncode == 2
-    assert f"there is no command '{words[0]}'" in result.stderr
-    assert meant in result.stderr
-
-
 def test_every_column_of_every_event_is_in_the_json(engine: sa.Engine, otel_cmb: Command) -> None:
     with engine.begin() as connection:
         example(connection)
