@@ -14,6 +14,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,51 @@ def test_bytes_that_are_no_protocol(server: Running, client: Client, door: str) 
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(65_536):
                 pass
+    still_serves(server, client)
+
+
+def chunks(body: bytes) -> bytes:
+    return b"%x;by=us\r\n" % len(body) + body + b"\r\n0\r\nx-cmb-run-id: of-the-trailer\r\ncontent-length: 3\r\n\r\n"
+
+
+@pytest.mark.parametrize(("version", "lengths"), [
+    (b"1.1", b"content-length: %d\r\ntransfer-encoding: chunked\r\n"),
+    (b"1.1", b"transfer-encoding: chunked\r\ncontent-length: %d\r\n"),
+    (b"1.0", b"connection: keep-alive\r\ntransfer-encoding: chunked\r\n"),
+])
+@pytest.mark.parametrize("path", [b"/v1/traces", b"/healthz", b"/nowhere"])
+def test_a_request_behind_one_with_two_ends_is_never_read(
+    server: Running, client: Client, path: bytes, version: bytes, lengths: bytes
+) -> None:
+    """A proxy in front may take the second request for the body of the first, and so not look at it."""
+    hidden = make_request(make_span(1)).SerializeToString()
+    head = b"POST /v1/traces HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-protobuf\r\n"
+    second = head + b"content-length: %d\r\n\r\n" % len(hidden) + hidden
+    body = b"0\r\n\r\n" + second
+    first = head.replace(b"1.1", version).replace(b"/v1/traces", path) + (lengths % len(body) if b"%" in lengths else lengths)
+    server.pipeline.spans.clear()
+    host, port = server.http.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(first + b"\r\n" + body)
+        answer = b"".join(iter(partial(connection.recv, 65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 400"), answer
+    assert answer.count(b"HTTP/1.1") == 1
+    assert server.pipeline.spans == []
+    still_serves(server, client)
+
+
+def test_chunks_with_extensions_and_trailers_are_a_body_and_no_header(server: Running, client: Client) -> None:
+    server.pipeline.spans.clear()
+    bodies = [make_request(make_span(n)).SerializeToString() for n in range(1, 41)]
+    head = b"POST /v1/traces HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-protobuf\r\ntransfer-encoding: chunked\r\n"
+    ahead = [head + (b"connection: close\r\n" if body is bodies[-1] else b"") + b"\r\n" + chunks(body) for body in bodies]
+    host, port = server.http.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(b"".join(ahead))  # all before the first answer
+        answers = b"".join(iter(partial(connection.recv, 65_536), b""))
+    assert answers.count(b"HTTP/1.1 200") == 40
+    assert [span.name for span in server.pipeline.spans] == [f"span {n}" for n in range(1, 41)]
+    assert {span.stamp.door_run_id for span in server.pipeline.spans} == {None}
     still_serves(server, client)
 
 

@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from otel_cmb.errors import ConfigurationError
@@ -74,8 +74,8 @@ class HttpDoor:
             *([] if web is None else [Mount("/", self._page)]),
         ]
         config = uvicorn.Config(
-            Starlette(routes=routes), http=_protocol(self._crowd), ws="none", backlog=BACKLOG, lifespan="off", log_config=None,
-            access_log=False, server_header=False, timeout_keep_alive=IDLE_SECONDS,
+            _framed(Starlette(routes=routes)), http=_protocol(self._crowd), ws="none", backlog=BACKLOG, lifespan="off",
+            log_config=None, access_log=False, server_header=False, timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
         )
         config.load()
@@ -246,6 +246,21 @@ def _response(answer: Answer, signal: str, as_json: bool) -> Response:
     return Response(
         body_of(answer, signal, as_json), answer.row.http, headers, media_type=JSON if as_json else PROTOBUF
     )
+
+
+def _framed(app: ASGIApp) -> ASGIApp:
+    """The application, for requests with one end only (RFC 9112, 6.1). Where a request has both lengths, or chunks in HTTP/1.0,
+    a proxy in front may see another end than we do and take the next request for a body: the connection closes."""
+
+    async def framed(scope: Scope, receive: Receive, send: Send) -> None:
+        names = {name for name, _ in scope["headers"]}
+        if b"transfer-encoding" in names and (b"content-length" in names or scope["http_version"] == "1.0"):
+            said = "found Transfer-Encoding with Content-Length or in HTTP/1.0, expected one length of the body"
+            await PlainTextResponse(said + "\n", 400, {"connection": "close"})(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return framed
 
 
 async def _discard(request: Request) -> None:
