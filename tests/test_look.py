@@ -39,7 +39,7 @@ def otel_cmb(sqlite_url: str, tmp_path: Path) -> Command:
         if not {"PYTHONIOENCODING", "PYTHONUTF8", "LC_ALL", "LANG"} & environment.keys():
             return forked.run(["otel-cmb", *arguments], tmp_path, {**os.environ, **settings}, 60)
         return subprocess.run(
-            [sys.executable, "-m", "otel_cmb.cli", *arguments], capture_output=True, encoding="utf-8", timeout=60,
+            [sys.executable, "-m", "otel_cmb.cli", *arguments], capture_output=True, encoding="utf-8", errors="replace", timeout=60,
             cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "utf-8", **settings}, check=False,
         )
 
@@ -104,6 +104,17 @@ def test_a_terminal_that_knows_only_ascii_gets_only_ascii(engine: sa.Engine, ote
     assert result.stdout.isascii()
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1:strict", "cp1252"])
+def test_an_encoding_that_lacks_what_is_drawn_ends_no_command(engine: sa.Engine, otel_cmb: Command, encoding: str) -> None:
+    with engine.begin() as connection:
+        example(connection)
+    for command in (["show"], ["runs"], ["show", "no such run \u2713\udcff"]):
+        result = otel_cmb(*command, PYTHONIOENCODING=encoding, LC_ALL="C.UTF-8")
+        assert (result.returncode, "Traceback" in result.stderr) == (len(command) - 1, False), result.stderr
+    whole = json.loads(otel_cmb("show", "--json", PYTHONIOENCODING=encoding).stdout)
+    assert whole == json.loads(otel_cmb("show", "--json").stdout)
+
+
 def test_every_column_of_every_event_is_in_the_json(engine: sa.Engine, otel_cmb: Command) -> None:
     with engine.begin() as connection:
         example(connection)
@@ -132,6 +143,7 @@ def test_a_missing_file_and_a_wrong_url_are_told_with_exit_code_2(otel_cmb: Comm
         result = otel_cmb("runs", "--database-url", url)
         assert result.returncode == 2, result.stderr
         assert result.stderr.startswith("otel-cmb: database")
+        assert ("--database-url" in result.stderr) == ("none.db" in url), "a file that is not there is perhaps elsewhere"
         assert result.stderr.count("\n") == 1
     assert not list(tmp_path.glob("*.db"))
 
