@@ -142,6 +142,7 @@ def _check_directory(path: str, shown: str, *, read_only: bool) -> None:
     if not os.path.isdir(directory):
         raise DatabaseURLError(f"database {shown!r}: directory {directory} does not exist; create it or name another")
     if read_only:
-        raise DatabaseURLError(f"database {shown!r}: there is no file {path}; nothing has been recorded there yet")
+        raise DatabaseURLError(f"database {shown!r}: there is no file {path}; nothing has been recorded there yet. Another "
+                               "database is named by --database-url or OTEL_EXPORTER_CMB_DATABASE_URL")
     if not os.access(directory, os.W_OK | os.X_OK):
         raise DatabaseURLError(f"database {shown!r}: directory {directory} is not writable; name another")

@@ -177,20 +177,21 @@ def _foreign_keys(connection: Connection, binding: Binding) -> Check:
     if binding.dialect == SQLITE:
         broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchmany(100)
         declared = connection.exec_driver_sql("PRAGMA foreign_key_list('execution_events')").fetchall()
-        answer = "enforced on every connection of otel-cmb; SQLite asks each connection of other programs to switch them on"
+        answer = ("foreign keys are enforced on every connection of otel-cmb; SQLite asks each connection of other programs "
+                  "to switch them on")
     else:
         broken = []
         declared = connection.execute(text(
             "SELECT conname FROM pg_constraint WHERE contype = 'f' AND conrelid = to_regclass(:name)"),
             {"name": binding.tables["execution_events"].qualified}).fetchall()
-        answer = "enforced by the server"
+        answer = "foreign keys are enforced by the server"
     if not declared:
         return Check("foreign_keys", False, "execution_events declares no foreign keys: nothing stops events of runs that "
                      "do not exist (otel-cmb checks the run itself)", "declare them; `otel-cmb db check` shows the SQL")
     if broken:
         tables = Counter(str(row[0]) for row in broken)
         where = ", ".join(f"{n} in {table}" for table, n in tables.items())
-        return Check("foreign_keys", False, f"rows that break them: {where}",
+        return Check("foreign_keys", False, f"rows that break foreign keys: {where}",
                      "some program writes without PRAGMA foreign_keys=ON", {"broken": dict(tables)})
     return Check("foreign_keys", True, answer)
 

@@ -9,8 +9,8 @@ import secrets
 import time
 
 __all__ = [
-    "database_directory", "identity", "is_mine", "is_owned", "journals", "let_go", "make", "make_private", "owner_of",
-    "release", "take", "take_again",
+    "database_directory", "identity", "is_mine", "is_owned", "journals", "let_go", "make", "make_private", "never_again",
+    "owner_of", "release", "take", "take_again",
 ]
 
 _mine: set[str] = set()
@@ -18,14 +18,49 @@ _mine: set[str] = set()
 a fork, so these are skipped by name."""
 
 
+_never_again: set[tuple[int, int]] = set()
+"""Files (device, inode) of connections that are kept for ever. SQLite knows a file by these numbers for as long as a connection
+of the process is open; the next file that gets them, when the file is gone, would be locked for this process for ever."""
+
+
 def make_private(path: str) -> None:
     """Make an empty file that only its owner can read, if there is none. SQLite gives its side files the same mode.
 
-    One that exists is not opened: closing it would drop the locks that connections of this process hold on it.
+    One that exists is not opened: closing it would drop the locks that connections of this process hold on it. The new one
+    is none of those of :func:`never_again`.
     """
-    if not os.path.exists(path):
+    if os.path.exists(path):
+        return
+    if not _never_again:
         with contextlib.suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            _make_empty(path)
+        return
+    made = []
+    try:
+        for n in range(len(_never_again) + 1):  # each is there while the next is made: their numbers differ
+            made.append(name := f"{path}.{os.getpid()}-{n}-{secrets.token_hex(3)}")
+            if _make_empty(name) not in _never_again:
+                with contextlib.suppress(OSError):  # another process was faster; without hard links SQLite makes it
+                    os.link(name, path)
+                break
+    finally:
+        for name in made:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+
+
+def _make_empty(path: str) -> tuple[int, int] | None:
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        return identity(fd)
+    finally:
+        os.close(fd)
+
+
+def never_again(file: tuple[int, int] | None) -> None:
+    """A connection to this file (device, inode) is kept for ever."""
+    if file is not None:
+        _never_again.add(file)
 
 
 def database_directory(state_dir: str, key: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import quote
 
-from otel_cmb.journal_files import make_private
+from otel_cmb.journal_files import make_private, never_again
 from otel_cmb.journal_records import LATEST_DUE, NO_SPAN, Parked, Progress
 
 __all__ = ["State", "keep_for_ever"]
@@ -49,6 +49,8 @@ class State:
         self._cursor_lost = cursor_lost
         self._look_only = look_only
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        """Which file that is of."""
         self._unsaved: list[Progress] = []
         """What could not be written yet (the disk is full); without it a crash does these records again."""
         self._full: bool | None = None
@@ -189,13 +191,19 @@ class State:
         if self._connection is None:
             path = os.path.join(self.path, "state.db")
             try:
-                self._connection = _open_to_read(path) if self._look_only else _open(path)
+                self._connection = _open_to_read(path) if self._look_only else self._open(path)
             except sqlite3.OperationalError:
                 raise
             except sqlite3.DatabaseError:
                 self._replace()
         assert self._connection is not None
         return self._connection
+
+    def _open(self, path: str) -> sqlite3.Connection:
+        state = _open(path)
+        found = os.stat(path)
+        self._file = found.st_dev, found.st_ino
+        return state
 
     def close(self) -> None:
         """Close the connection; the next question opens it again."""
@@ -206,7 +214,9 @@ class State:
     def forget(self) -> None:
         """In a forked child. The connection is kept for ever: closing it here would end the parent's, and may wait for a
         lock that a thread of the parent held."""
-        keep_for_ever(self._connection)
+        if self._connection is not None:
+            keep_for_ever(self._connection)
+            never_again(self._file)
         self._connection = self._full = None
 
     def open_again(self) -> None:
@@ -238,7 +248,7 @@ class State:
         for suffix in ("-wal", "-shm"):
             with contextlib.suppress(OSError):
                 os.replace(path + suffix, aside + suffix)
-        self._connection = _open(path)
+        self._connection = self._open(path)
         saved, whole = _salvage(aside, self._connection)
         if not whole:
             with _transaction(self._connection):

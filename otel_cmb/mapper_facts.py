@@ -53,23 +53,27 @@ _NO_ACT = frozenset((NEVER, PLAIN))
 
 
 def _said(span: Span, key: str, context: str | None) -> str | None:
-    value = span.attributes.get(key)
-    if value is not None and value != "" and isinstance(value, (str, int)):
-        return str(value)
-    if context:
-        return context
-    value = span.resource.attributes.get(key)
+    return _text_of(span.attributes, key) or context or _text_of(span.resource.attributes, key)
+
+
+def _text_of(attributes: Mapping[str, Any], key: str) -> str | None:
+    value = attributes.get(key)
     return str(value) if value is not None and value != "" and isinstance(value, (str, int)) else None
 
 
 def named(span: Span) -> Stamp:
     """Which run, session, node, step and parent event the span belongs to, as it and its door say (DESIGN section 5):
-    the door, then `cmb.*` attributes, then the context, then resource attributes of the same names."""
-    stamp = span.stamp
+    the door, then `cmb.*` attributes, then the context, then resource attributes of the same names. The session of a
+    resource that names a run goes with that run only."""
+    stamp, of_resource = span.stamp, span.resource.attributes
     node_id, step_id, parent_event_id = placed(span)
+    run_id = named_run(span)
+    session_id = _text_of(span.attributes, "cmb.session.id") or stamp.session_id or None
+    if session_id is None and _text_of(of_resource, "cmb.run.id") in (None, run_id):
+        session_id = _text_of(of_resource, "cmb.session.id")
     return Stamp(
-        run_id=named_run(span),
-        session_id=_said(span, "cmb.session.id", stamp.session_id),
+        run_id=run_id,
+        session_id=session_id,
         node_id=node_id,
         step_id=step_id,
         parent_event_id=parent_event_id,

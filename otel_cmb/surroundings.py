@@ -33,8 +33,11 @@ REMEMBERED = 10_000
 _homes: dict[str, str] = {}
 """The database of each run that this process has made or checked."""
 
+_PLACES = (("cmb.node.id", "node_id"), ("cmb.step.id", "step_id"))
+_NAMES = frozenset(("cmb.run.id", "cmb.session.id", *(key for key, _ in _PLACES)))
 
-_NAMED = (("cmb.run.id", "run_id"), ("cmb.session.id", "session_id"), ("cmb.node.id", "node_id"), ("cmb.step.id", "step_id"))
+_silent: list[Any] = [None]
+"""The resource that was seen last to say nothing of these: that of nearly every span."""
 
 
 def text_of(value: Any) -> str | None:
@@ -43,13 +46,14 @@ def text_of(value: Any) -> str | None:
 
 
 def surrounded(stamp: Stamp, resource: Any) -> Stamp:
-    """Fill what nobody said from the resource (the SDK's, or `None`), then from the environment. A node or step of the
-    environment's run goes with that run only."""
-    if resource is not None:
-        attributes = resource_of(resource).attributes
-        for key, name in _NAMED:
-            if key in attributes and not getattr(stamp, name) and (said := text_of(attributes[key])):
-                setattr(stamp, name, said)
+    """Fill what nobody said from the resource (the SDK's, or `None`), then from the environment. The session of
+    the resource's run, and anything of the environment's, goes with that run only."""
+    if resource is not _silent[0]:
+        said = resource_of(resource).attributes
+        if _NAMES.isdisjoint(said):
+            _silent[0] = resource
+        else:
+            _fill(stamp, said)
     run_id = RUN.get()
     if not run_id or stamp.run_id not in (None, run_id):
         return stamp
@@ -59,6 +63,17 @@ def surrounded(stamp: Stamp, resource: Any) -> Stamp:
     stamp.node_id = stamp.node_id or (NODE.get() if same else NODE.now()) or None
     stamp.step_id = stamp.step_id or (STEP.get() if same else STEP.now()) or None
     return stamp
+
+
+def _fill(stamp: Stamp, said: dict[str, Any]) -> None:
+    """What the resource says of what the stamp does not."""
+    run_id = text_of(said.get("cmb.run.id"))
+    if run_id is None or stamp.run_id in (None, run_id):
+        stamp.run_id = run_id if stamp.run_id is None else stamp.run_id
+        stamp.session_id = stamp.session_id or text_of(said.get("cmb.session.id"))
+    for key, name in _PLACES:
+        if key in said and not getattr(stamp, name):
+            setattr(stamp, name, text_of(said[key]))
 
 
 def remember_run(run_id: str, pipeline: Pipeline) -> None:

@@ -457,3 +457,23 @@ def test_a_database_url_that_is_none_is_said_although_there_is_nothing_to_import
     done = CliRunner().invoke(cli, ["import", str(empty), "--database-url", "garbage"])
     assert isinstance(done.exception, ConfigurationError)
     assert "'garbage' cannot be read" in str(done.exception)
+
+
+def test_a_directory_is_told_what_to_name_in_it(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["import", str(tmp_path), "--database-url", f"sqlite:///{tmp_path}/x.db"])
+    assert isinstance(done.exception, ConfigurationError)
+    assert "found a directory; expected an OTLP file" in str(done.exception)
+    assert not (tmp_path / "x.db").exists()
+
+
+def test_an_export_that_waits_for_its_receiver_says_so_at_once(
+    cmb: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "a.json").write_bytes(FORMS["one document"])
+    assert cmb("import", "--new-run", "a.json").returncode == 0
+    monkeypatch.setattr("otel_cmb.transfer.exporter.RETRY_SECONDS", 2.0)
+    url = f"sqlite:///{cmb.database}"
+    done = CliRunner().invoke(cli, ["export", "latest", "--to", "otlp://127.0.0.1:1", "--database-url", url])
+    assert "did not take the spans: UNAVAILABLE" in str(done.exception)
+    assert [record.getMessage().split("(")[0] for record in caplog.records] == ["otel-cmb: the receiver does not take the spans now "]
+    assert "trying again for up to 2 s" in caplog.text

@@ -490,3 +490,40 @@ def test_content_that_has_waited_for_long_is_tried_rarely(state_dir: Path) -> No
         log.advance(Progress(park=list(parked)))
         assert [one.seq for one in log.parked(due_before=3_000.0)] == [2, 3]  # the clock went backwards for them
         assert [one.seq for one in log.parked(due_before=5_000.0)] == [1, 2, 3]
+
+
+def test_a_file_of_a_kept_connection_lends_its_number_to_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked child keeps the parent's connection for ever, and SQLite knows its file by that number, also when it is gone."""
+    journal = make(tmp_path)
+    journal.append([b"one"])
+    [record] = journal.read(9)
+    journal.advance(Progress(done=record, park=[Parked(record.seq, "no_run", record.body, span_id="1")]))
+    state = os.stat(Path(journal.path) / "state.db")
+    never: set[tuple[int, int]] = set()
+    monkeypatch.setattr(journal_files, "_never_again", never)
+    monkeypatch.setattr("otel_cmb.journal_state.keep_for_ever", lambda _: None)
+    connection = journal._state._connection
+    journal._state.forget()
+    assert never == {(state.st_dev, state.st_ino)}
+    assert connection is not None
+    connection.close()
+    journal.close()
+
+    taken, real = iter([True, False]), journal_files.identity
+
+    def identity(fd: int) -> tuple[int, int] | None:
+        found = real(fd)
+        if found is not None and next(taken):
+            never.add(found)
+        return found
+
+    monkeypatch.setattr(journal_files, "identity", identity)
+    path = tmp_path / "new.db"
+    journal_files.make_private(str(path))
+    made = path.stat()
+    assert (made.st_dev, made.st_ino) not in never
+    assert made.st_mode & 0o777 == 0o600
+    assert made.st_nlink == 1
+    assert [name for name in os.listdir(tmp_path) if name.startswith("new.db")] == ["new.db"]
+    journal_files.make_private(str(path))
+    assert path.stat().st_ino == made.st_ino

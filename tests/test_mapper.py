@@ -356,7 +356,11 @@ def test_who_says_which_run() -> None:
     context = Stamp(run_id="context", node_id="n-context", step_id="st-context", door_run_id="door")
     found = named(span(1, None, attributes, resource=resource, stamp=context))
     assert (found.run_id, found.node_id, found.step_id) == ("door", "n-span", "st-context")
-    assert (found.session_id, found.parent_event_id) == ("s-resource", "p")
+    assert (found.session_id, found.parent_event_id) == (None, "p")  # its session is that of its run
+    context.session_id = "s-context"
+    assert named(span(1, None, attributes, resource=resource, stamp=context)).session_id == "s-context"
+    assert named(span(1, None, {}, stamp=Stamp(), resource=resource)).session_id == "s-resource"
+    assert named(span(1, None, {}, stamp=Stamp("r"), resource={"cmb.session.id": "s-resource"})).session_id == "s-resource"
     context.door_run_id = None
     assert named(span(1, None, attributes, stamp=context)).run_id == "span"
     assert named(span(1, None, {}, stamp=context)).run_id == "context"

@@ -598,7 +598,9 @@ def test_the_resource_outranks_the_environment_and_the_context_the_resource(
         provider.get_tracer("t").start_span("invoke_agent", context=context, attributes={**AGENT, "cmb.run.id": ""}).end()
     assert provider.force_flush(10_000)
     rows = {row["run_id"]: (row["node_id"], row["session_id"]) for row in events(sqlite_url).values()}
-    assert rows.pop("context-run", ("res-node", "res-session")) == ("res-node", "res-session")
+    if kind == "processor":
+        [default] = query(sqlite_url, "SELECT id FROM sessions WHERE name = 'default'")[0]
+        assert rows.pop("context-run") == ("res-node", default)
     assert rows == {"res-run": ("res-node", "res-session"), "env-run": ("res-node", "env-session")}
     if kind == "processor":
         monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
@@ -606,6 +608,25 @@ def test_the_resource_outranks_the_environment_and_the_context_the_resource(
             pass
         assert provider.force_flush(10_000)
         assert query(sqlite_url, "SELECT run_id FROM dag_nodes WHERE id = 'inner'") == [("res-run",)]
+    provider.shutdown()
+
+
+def test_a_run_of_the_program_has_its_own_session_whatever_run_the_resource_names(sqlite_url: str, state_dir: Path) -> None:
+    """The resource's session is that of the resource's run; everything in `run()` was parked for it."""
+    processor = CMBSpanProcessor(sqlite_url, state_dir=str(state_dir), on_missing_run="create")
+    provider = TracerProvider(
+        resource=Resource({"cmb.run.id": "res-run", "cmb.session.id": "res-session"}), shutdown_on_exit=False)
+    provider.add_span_processor(processor)
+    tracer = provider.get_tracer("t")
+    with otel_cmb.run() as run:
+        tracer.start_span("invoke_agent", attributes=AGENT).end()
+    tracer.start_span("invoke_agent", attributes=AGENT).end()
+    assert provider.force_flush(10_000)
+    sessions = dict(query(sqlite_url, "SELECT id, name FROM sessions"))
+    rows = {row["run_id"]: row["session_id"] for row in events(sqlite_url).values()}
+    assert sessions[rows.pop(run.id)] == "default"
+    assert rows == {"res-run": "res-session"}
+    assert processor.stats().parked == {}
     provider.shutdown()
 
 

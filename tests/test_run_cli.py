@@ -464,6 +464,23 @@ def test_a_run_of_the_application_is_named_by_its_alias_and_the_node_goes_with_i
     assert [run.status for run in shell.runs()] == ["executing"]
 
 
+@pytest.mark.parametrize(("named", "node"), [("cmb.run.id=elsewhere,", None), ("", "step_1")])
+def test_a_run_that_the_resource_names_is_not_the_commands(shell: Shell, named: str, node: str | None) -> None:
+    """`OTEL_RESOURCE_ATTRIBUTES` outranks `OTEL_CMB_RUN_ID`; the command's own run is meant all the same."""
+    shell.program("""
+        import os
+        print(os.environ["OTEL_RESOURCE_ATTRIBUTES"])
+        with agent("engineer"):
+            pass
+    """)
+    attributes = f"team=blue,{named}cmb.session.id=s, cmb.node.id=step_1"
+    done = shell.run("otel-cmb", "run", "--", "python", "program.py", OTEL_RESOURCE_ATTRIBUTES=attributes)
+    assert "1 event in" in done.stderr
+    assert done.stdout == ("team=blue\n" if named else "team=blue, cmb.node.id=step_1\n")
+    [event] = shell.events()
+    assert (event.run_id, event.node_id) == (only_run(shell).id, node)
+
+
 def test_two_installations_instrument_a_program_once(shell: Shell, tmp_path: Path) -> None:
     """A program in one virtual environment starts `otel-cmb run` of another one: both put their file on the path."""
     import otel_cmb.instrumentation
@@ -1130,3 +1147,31 @@ def test_what_ran_while_the_database_was_away_is_stored_when_it_is_back(
     assert run.started_at < run.completed_at
     [event] = shell.events(url)
     assert (event.agent_name, event.node_id, event.status) == ("engineer", "step_1", "completed")
+
+@pytest.mark.parametrize("command", ["show", "runs"])
+def test_an_output_that_lacks_our_characters_gets_others(shell: Shell, command: str) -> None:
+    """Terminals and pipes of Latin-1 or ASCII: a character they lack ended the command with a traceback."""
+    shell.program("""
+        with agent("planner"):
+            pass
+    """)
+    shell.run("otel-cmb", "run", "--task", "Größe → 日", "--", "python", "program.py")
+    told, as_json = (
+        subprocess.run([BIN / "otel-cmb", command, *options], cwd=shell.directory, env=shell.environment(PYTHONIOENCODING="ascii"),
+                       capture_output=True, timeout=60, check=True).stdout for options in ((), ("--json",)))
+    assert "Gr??e > ?" in told.decode("ascii")
+    assert "Größe → 日" in as_json.decode("utf-8")
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["shwo"], "there is no command 'shwo'. Did you mean 'show'?"),
+    (["program.py", "--fast"], "A program is run by: otel-cmb run -- python program.py --fast"),
+    (["touch", "x"], "A program is run by: otel-cmb run -- touch x"),
+    (["nothing-like-it"], "there is no command 'nothing-like-it'."),
+])
+def test_a_command_that_is_none_says_what_was_probably_meant(shell: Shell, words: list[str], said: str) -> None:
+    (shell.directory / "program.py").write_text("", encoding="utf-8")
+    done = shell.run("otel-cmb", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (shell.directory / "x").exists()

@@ -8,6 +8,7 @@ import sys
 import click
 
 from otel_cmb._version import __version__
+from otel_cmb.cli.output import fit_output
 from otel_cmb.errors import CMBError, ConfigurationError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -39,9 +40,33 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Raises :class:`click.UsageError` that says what was probably meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            ctx.fail(f"there is no command {args[0]!r}.{_meant(args)}")
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _meant(args: list[str]) -> str:
+    import difflib
+    import os
+    import shlex
+    import shutil
+
+    near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+    if near:
+        return f" Did you mean {near[0]!r}?"
+    if os.path.isfile(args[0]) or shutil.which(args[0]) is not None:
+        python = ["python"] if args[0].endswith(".py") else []
+        return f" A program is run by: otel-cmb run -- {shlex.join([*python, *args])}"
+    return ""
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,6 +77,7 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point: a known error is one line on stderr; exit code 2 for a wrong setting, 1 for anything else."""
+    fit_output(json="--json" in sys.argv)
     try:
         cli(prog_name="otel-cmb")
     except CMBError as error:

@@ -31,7 +31,7 @@ def init(database_url: str | None, schema: str | None) -> None:
     _bring_up(config.load(database_url=database_url, schema=schema), make=True)
 
 
-@db.command()
+@db.command(short_help="Bring an older schema of otel-cmb up to date.")
 @database_options
 def upgrade(database_url: str | None, schema: str | None) -> None:
     """Bring an older schema of otel-cmb to the newest revision, in one transaction."""
@@ -69,7 +69,7 @@ def _bring_up(settings: config.Settings, *, make: bool) -> None:
         click.echo(f"{where}: upgraded from revision {found.revision} to {revision}")
 
 
-@db.command()
+@db.command(short_help="Say whether otel-cmb can work with the schema; changes nothing.")
 @database_options
 @json_option
 def check(database_url: str | None, schema: str | None, as_json: bool) -> None:

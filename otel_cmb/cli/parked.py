@@ -83,7 +83,7 @@ def list_(database_url: str | None, schema: str | None, state_dir: str | None, a
     console.print("next: otel-cmb parked replay, or otel-cmb parked drop")
 
 
-@parked.command()
+@parked.command(short_help="Try everything again now.")
 @database_options
 @state_dir_option
 @json_option

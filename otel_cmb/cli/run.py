@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TextIO
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import click
 from click.core import ParameterSource
@@ -40,6 +40,7 @@ AWAY_SECONDS = 0.5
 """The same while the database is away: all is in the journal, and waiting brings nothing."""
 
 RUN = ENVIRONMENT[RUN_ID]
+RESOURCE = "OTEL_RESOURCE_ATTRIBUTES"
 OF_A_NEW_RUN = ("task", "mode", "agent", "model", "session")
 """Options that say something about the run that is made."""
 
@@ -229,6 +230,8 @@ def _environment(
     if os.environ.get(RUN) not in (target.id, target.name or target.id):
         for name in (ENVIRONMENT[SESSION_ID], ENVIRONMENT[NODE_ID], ENVIRONMENT[STEP_ID], NUMBERS):
             environment.pop(name, None)  # they belong to another run
+    if attributes := environment.get(RESOURCE):
+        environment[RESOURCE] = _of_this_run(attributes, target)
     environment.pop("OTEL_CONFIG_FILE", None)  # it says other exporters
     environment.pop(NOTES, None)  # of a command around this one
     if target.numbers:
@@ -245,6 +248,16 @@ def _environment(
     if verbose:
         environment[VERBOSE] = "1"
     return environment
+
+
+def _of_this_run(attributes: str, target: Target) -> str:
+    """Resource attributes without a run and a session: the command says them, and what a resource says would outrank it. A
+    node or step of another run goes with that run."""
+    pairs = [(pair.partition("=")[0].strip(), pair) for pair in attributes.split(",")]
+    own = any(key == RUN_ID and unquote(pair.partition("=")[2].strip()) in (target.id, target.name) for key, pair in pairs)
+    other = not own and any(key == RUN_ID for key, _ in pairs)
+    dropped = {RUN_ID, SESSION_ID} | ({NODE_ID, STEP_ID} if other else set())
+    return ",".join(pair for key, pair in pairs if key not in dropped)
 
 
 def _absolute(settings: Settings) -> str:

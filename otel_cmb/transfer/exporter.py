@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import logging
 import os
 import sys
 import time
@@ -24,11 +25,15 @@ from otel_cmb.transfer.spans import RunSpans
 
 __all__ = ["ExportReport", "export"]
 
+_log = logging.getLogger("otel_cmb")
+
 MAX_SPANS = 512
 MAX_BYTES = 3_000_000
 """Jaeger and the Collector take 4 MiB in one message unless told otherwise."""
 RETRY_SECONDS = 60.0
 CALL_SECONDS = 30.0
+LONGEST_DETAILS = 300
+"""Characters of what the receiver says."""
 RETRYABLE = frozenset({
     "CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS", "RESOURCE_EXHAUSTED",
 })
@@ -195,18 +200,22 @@ def _call(call: Callable[[], Any], done: str | None) -> Any:
     """The answer, after retries for about a minute where the receiver allows it."""
     import grpc
 
-    deadline, pause = time.monotonic() + RETRY_SECONDS, 0.5
+    deadline, pause, said = time.monotonic() + RETRY_SECONDS, 0.5, False
     while True:
         try:
             return call()
         except grpc.RpcError as error:
             code, details = error.code().name, error.details() or ""
             if code in RETRYABLE and time.monotonic() + pause < deadline and not _final(error):
+                if not said:
+                    _log.warning("otel-cmb: the receiver does not take the spans now (%s: %s); trying again for up to %.0f s",
+                                 code, details[:LONGEST_DETAILS], RETRY_SECONDS)
+                    said = True
                 time.sleep(_asked(error) or pause)
                 pause = min(pause * 2, 10.0)
                 continue
             go_on = f"; go on with --after {done}" if done else ""
-            raise CMBError(f"the receiver did not take the spans: {code}: {details[:300]}{go_on}") from error
+            raise CMBError(f"the receiver did not take the spans: {code}: {details[:LONGEST_DETAILS]}{go_on}") from error
 
 
 def _trailer(error: Any) -> Any:

@@ -158,6 +158,9 @@ class Importer:
         if "-" in paths:
             return None
         try:
+            for path in filter(os.path.isdir, paths):
+                raise ConfigurationError(
+                    f"{path}: found a directory; expected an OTLP file, e.g. {os.path.join(path, '*.jsonl')}")
             return sum(os.stat(path).st_size for path in paths)
         except OSError as error:
             raise ConfigurationError(f"{error.filename}: {error.strerror}; expected an OTLP file") from error
